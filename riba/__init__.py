@@ -1,0 +1,25 @@
+"""riba: Relevance-IBA, information-bottleneck attribution handed down to the pixels by LRP."""
+
+from riba import checks, datasets, metrics, models, relevance, rules, scenes
+from riba.bottleneck import Information, InformationBottleneck
+from riba.relevance import Ledger, RelevanceIBA
+from riba.statistics import FeatureStatistics
+from riba.workbench import Workbench, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "FeatureStatistics",
+    "Information",
+    "InformationBottleneck",
+    "Ledger",
+    "RelevanceIBA",
+    "Workbench",
+    "checks",
+    "datasets",
+    "load",
+    "metrics",
+    "models",
+    "relevance",
+    "rules",
+    "scenes",
+]

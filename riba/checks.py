@@ -1,0 +1,176 @@
+"""Checkers of the notebooks' exercises: each tries the learner's function on values of its own.
+
+The right answers come from the package or from a second, independent way of computing them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from riba import bottleneck, metrics, relevance, rules
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and one sentence on it."""
+
+    right: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return f"{'✓' if self.right else '✗'} {self.message}"
+
+    def __bool__(self) -> bool:
+        return self.right
+
+
+def _compare(
+    function: Callable[..., object],
+    cases: Sequence[tuple],
+    answer: Callable[..., object],
+    praise: str,
+    tolerance: float = 1e-4,
+) -> Verdict:
+    """Run ``function`` and ``answer`` on every case and say where they first part."""
+    for case in cases:
+        expected = torch.as_tensor(answer(*case)).double()
+        try:
+            given = function(*case)
+        except Exception as error:  # a learner's function may raise anything
+            return Verdict(False, f"your function raised {type(error).__name__}: {error}")
+        if given is None or given is ...:
+            return Verdict(False, "nothing returned yet: fill in the function and run the cell")
+        given = torch.as_tensor(given).double()
+        if given.shape != expected.shape:
+            shapes = f"{tuple(given.shape)}, expected {tuple(expected.shape)}"
+            return Verdict(False, f"the result has shape {shapes}")
+        if not torch.allclose(given, expected, rtol=tolerance, atol=tolerance):
+            off = (given - expected).abs().max().item()
+            return Verdict(False, f"right shape, but off by up to {off:.3g}")
+    return Verdict(True, praise)
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def total_bits(function: Callable[[Tensor], object]) -> Verdict:
+    """Notebook 00: nats of any shape to the total number of bits."""
+    cases = [(_random(3, 4, 5),), (_random(7, seed=1),)]
+    return _compare(
+        function, cases, lambda nats: nats.sum() / math.log(2), "one nat is 1.44 bits", 1e-5
+    )
+
+
+def mass_accuracy(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 01: share of the positive relevance in the mask, for one map."""
+    cases = [(_random(6, 6, seed=s) - 0.4, _random(6, 6, seed=s + 9) > 0.6) for s in range(3)]
+    return _compare(
+        function,
+        cases,
+        lambda values, mask: metrics.mass_accuracy(values[None], mask[None])[0],
+        "negative relevance counts as none",
+    )
+
+
+def chance(function: Callable[[Tensor], object]) -> Verdict:
+    """Notebook 01: the rank accuracy of a constant map, from the mask alone."""
+    cases = [(_random(8, 8, seed=s) > 0.7,) for s in range(3)]
+    return _compare(
+        function,
+        cases,
+        lambda mask: metrics.rank_accuracy(torch.ones(1, 8, 8), mask[None])[0],
+        "a map that knows nothing scores the mask's share of the picture",
+    )
+
+
+def capacity(function: Callable[[Tensor, Tensor, Tensor, Tensor], object]) -> Verdict:
+    """Notebook 02: nats per element, against ``torch.distributions``."""
+
+    def divergence(r: Tensor, mean: Tensor, std: Tensor, lambda_: Tensor) -> Tensor:
+        normal = torch.distributions.Normal
+        rest = 1 - lambda_
+        passed = normal(lambda_ * r + rest * mean, rest * std)
+        return torch.distributions.kl_divergence(passed, normal(mean, std))
+
+    shape = (2, 3, 4)
+    cases = [
+        (3 * _random(*shape, seed=s), _random(*shape, seed=s + 1),
+         0.1 + _random(*shape, seed=s + 2), 0.95 * _random(*shape, seed=s + 3))
+        for s in (0, 10)
+    ]  # fmt: skip
+    return _compare(function, cases, divergence, "the KL of two Gaussians, element by element")
+
+
+def enlarge(function: Callable[[Tensor, int], object]) -> Verdict:
+    """Notebook 02: a map of bits enlarged with its total preserved."""
+    cases = [(_random(4, 4, seed=s), size) for s, size in ((0, 16), (1, 128))]
+    return _compare(
+        function,
+        cases,
+        lambda bits, size: bottleneck.to_bits(bits[None, None] * math.log(2), size)[0],
+        "larger, and not a bit more",
+    )
+
+
+def z_plus(function: Callable[[Tensor, Tensor, Tensor], object]) -> Verdict:
+    """Notebook 04: the z⁺ rule of a dense layer, against :func:`riba.rules.z_plus_rule`."""
+
+    def rule(x: Tensor, weight: Tensor, relevance_: Tensor) -> Tensor:
+        return rules.z_plus_rule(_dense(weight), x[None], relevance_[None])[0]
+
+    return _compare(function, _dense_cases(), rule, "never negative, and nothing lost")
+
+
+def epsilon(function: Callable[[Tensor, Tensor, Tensor, float], object]) -> Verdict:
+    """Notebook 04: the ε rule of a dense layer with a plain ε, element by element."""
+
+    def rule(x: Tensor, weight: Tensor, relevance_: Tensor, eps: float) -> Tensor:
+        z = weight @ x
+        return x * (weight.T @ (relevance_ / (z + eps * z.sign())))
+
+    cases = [(*case, eps) for case in _dense_cases() for eps in (0.1, 1.0)]
+    return _compare(function, cases, rule, "the larger ε, the more it keeps", 1e-3)
+
+
+def active_share(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 05: share of the nats on units with r > 0."""
+
+    def share(nats: Tensor, features: Tensor) -> Tensor:
+        return (nats * (features > 0)).sum() / nats.sum()
+
+    cases = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5) - 0.5) for s in (0, 1)]
+    return _compare(function, cases, share, "the rest says that something is absent")
+
+
+def spread(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 05: nats of a location over its channels by activation."""
+
+    def start(nats: Tensor, features: Tensor) -> Tensor:
+        nothing = torch.zeros(1)
+        trace = bottleneck.Trace(nothing, nothing, nothing)
+        information = bottleneck.Information(
+            nats, nats, nats, features, nats, nothing, nothing, trace
+        )
+        return relevance.spread(information).relevance
+
+    cases = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5)) for s in (0, 1)]
+    return _compare(function, cases, start, "every location keeps its nats")
+
+
+def _dense(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight
+    return layer
+
+
+def _dense_cases() -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [
+        (_random(6, seed=s), _random(4, 6, seed=s + 1) - 0.4, _random(4, seed=s + 2))
+        for s in (0, 20)
+    ]

@@ -1,0 +1,176 @@
+"""Labelled images with segmentation masks, from whatever source, as one type."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from riba import scenes
+from riba.models import DATA
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its class and the mask of its object.
+
+    Attributes
+    ----------
+    image
+        3×H×W float, normalised as the network expects.
+    label
+        Class number.
+    mask
+        H×W bool, True on the object.
+    """
+
+    image: Tensor
+    label: int
+    mask: Tensor
+
+
+class Scenes(Sequence):
+    """A split of the procedural scenes as samples; drawn when asked for, never stored.
+
+    Parameters
+    ----------
+    split
+        ``"train"``, ``"validation"`` or ``"test"``: disjoint ranges of seeds.
+    count
+        How many scenes the sequence holds.
+    variant
+        Arguments of :func:`riba.scenes.draw`: ``evidence``, ``others``, ``shortcut``.
+
+    Raises
+    ------
+    ValueError
+        Unknown split, or more scenes than the split has seeds.
+    """
+
+    def __init__(self, split: str, count: int, **variant: object) -> None:
+        if split not in scenes.SPLITS:
+            raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
+        seeds = scenes.SPLITS[split]
+        if not 1 <= count <= len(seeds):
+            raise ValueError(f"count must be 1 to {len(seeds)}, got {count}")
+        self.seeds = seeds[:count]
+        self.variant = variant
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> Sample:
+        scene = self.scene(index)
+        mask = torch.from_numpy(scene.masks[0])
+        return Sample(normalise(scene.image), scene.label, mask)
+
+    def scene(self, index: int) -> scenes.Scene:
+        """The scene itself, with its parts, other objects and background."""
+        return scenes.draw(self.seeds[index], **self.variant)
+
+
+MEAN, STD = 0.5, 0.25
+"""The bundled network takes (rgb − 0.5) / 0.25, for rgb in 0–1."""
+
+
+def normalise(image: np.ndarray) -> Tensor:
+    """An H×W×3 uint8 picture as a 3×H×W float tensor for the bundled network."""
+    rgb = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return (rgb.float() / 255 - MEAN) / STD
+
+
+def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples as one batch: images (B×3×H×W), labels (B) and masks (B×H×W)."""
+    return (
+        torch.stack([sample.image for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+        torch.stack([sample.mask for sample in samples]),
+    )
+
+
+# --- many scenes at once, kept on disk -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Scenes as bytes: pictures N×H×W×3 uint8, labels N×objects, target masks N×H×W bool."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+
+
+def drawn(
+    split: str,
+    count: int,
+    *,
+    start: int = 0,
+    picture: str = "image",
+    workers: int = 1,
+    **variant: object,
+) -> Drawn:
+    """Scenes number ``start`` to ``start + count`` of a split, drawn once and cached on disk.
+
+    Parameters
+    ----------
+    picture
+        ``"image"``, or ``"background"`` for the scene without any object.
+    workers
+        Processes that draw; 1 is this process alone.
+    variant
+        As for :func:`riba.scenes.draw`.
+
+    The cache lies in ``data/cache`` under a key of the arguments and of the drawing code, so that
+    changed code never meets old pictures; an unreadable file is drawn anew.
+    """
+    seeds = list(scenes.SPLITS[split][start : start + count])
+    path = DATA / "cache" / f"scenes-{_key(split, count, start, picture, variant)}.npz"
+    try:
+        with np.load(path) as kept:
+            return Drawn(kept["images"], kept["labels"], kept["masks"])
+    except (FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        pass
+    one = functools.partial(_drawn_one, picture=picture, variant=variant)
+    if workers > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            rows = list(_with_progress(pool.map(one, seeds, chunksize=32), count))
+    else:
+        rows = list(_with_progress(map(one, seeds), count))
+    images, labels, masks = (np.stack(column) for column in zip(*rows, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(part, images=images, labels=labels, masks=masks)
+    os.replace(part, path)
+    return Drawn(images, labels, masks)
+
+
+def _drawn_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
+    scene = scenes.draw(seed, **variant)
+    return getattr(scene, picture), np.array(scene.labels), scene.masks[0]
+
+
+def _with_progress(rows: object, count: int) -> tqdm:
+    return tqdm(rows, total=count, desc="drawing scenes", unit="scene", delay=2, leave=False)
+
+
+def drawing_code() -> str:
+    """Hash of the code that draws the scenes: 12 hexadecimal digits."""
+    source = Path(scenes.__file__)
+    files = sorted(source.parent.glob("*.py")) if source.name == "__init__.py" else [source]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _key(*arguments: object) -> str:
+    text = json.dumps([drawing_code(), *arguments], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,507 @@
+"""The descent: nothing lost, nothing touched, and every number of the ledger by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from torch import nn
+from zennit.attribution import Attributor, Gradient
+from zennit.composites import EpsilonPlusFlat
+from zennit.torchvision import VGGCanonizer
+
+from riba import models, relevance, rules
+from riba.bottleneck import InformationBottleneck
+from riba.relevance import RelevanceIBA
+from riba.statistics import FeatureStatistics
+
+LAYER = "features.14"
+
+
+def roughened(model, seed=0):
+    """Random biases and batch-norm statistics, negative scales included: zeros would flatter."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like, scale):
+        return scale * torch.randn(like.shape, generator=generator)
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = normal(module.weight, 1.0)
+            module.running_mean = normal(module.weight, 0.5)
+            module.running_var = normal(module.weight, 1.0).square() + 0.1
+        if isinstance(getattr(module, "bias", None), torch.Tensor):
+            module.bias.data = normal(module.bias, 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return roughened(models.scenenet(weights=None))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def begun(net, images):
+    """Relevance on every unit of the layer, active or not."""
+    features = models.run_until(net, LAYER, images).detach()
+    return torch.rand(features.shape, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def stats(net):
+    images = torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with pytest.warns(UserWarning, match="40 images"):
+        return FeatureStatistics.fit(net, LAYER, images)
+
+
+def total(x):
+    return x.double().flatten(1).sum(1)
+
+
+def correlation(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+
+
+# --- conservation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: models.scenenet(weights=None), "features.14"),
+        (lambda: models.scenenet(weights=None, norm=True), "features.19"),
+        (lambda: tv.vgg16(weights=None), "features.17"),
+        (lambda: tv.vgg16_bn(weights=None), "features.26"),
+        (lambda: tv.resnet18(weights=None), "layer3"),
+        (lambda: tv.resnet50(weights=None), "layer2"),
+        (lambda: tv.resnet50(weights=None), "layer3"),
+    ],
+)
+def test_every_nat_arrives_and_none_is_negative(build, layer):
+    torch.manual_seed(0)
+    model = roughened(build())
+    images = torch.randn(1, 3, 64, 64)
+    images[:, :, :16] = 0  # a blank margin
+    features = models.run_until(model, layer, images).detach()
+    start = torch.rand(features.shape)
+    pixels = relevance.descend(model, layer, images, start)
+    assert pixels.shape == images.shape
+    assert (pixels >= 0).all()
+    torch.testing.assert_close(total(pixels), total(start), rtol=1e-5, atol=0)
+
+
+def test_a_network_without_biases_on_a_half_blank_image_loses_nothing(images):
+    torch.manual_seed(0)
+    model = models.scenenet(weights=None)
+    for module in model.modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias.data.zero_()
+    images = images.clone()
+    images[:, :, :, 20:] = 0
+    images[0] = 0
+    features = models.run_until(model, LAYER, images).detach()
+    assert (features == 0).float().mean() > 0.7
+    start = torch.rand(features.shape)
+    pixels = relevance.descend(model, LAYER, images, start)
+    torch.testing.assert_close(total(pixels), total(start), rtol=1e-5, atol=0)
+
+
+# --- the same as by hand -------------------------------------------------------------------------
+
+
+def test_starting_at_a_layer_is_cutting_the_head_off_by_hand(net, images, begun):
+    cut = relevance.frozen_copy(net.features[:15])
+    pixels = images.clone().requires_grad_()
+    with rules.z_plus().context(cut):
+        (expected,) = torch.autograd.grad(cut(pixels), pixels, begun)
+    assert torch.equal(relevance.descend(net, LAYER, images, begun), expected)
+
+
+def test_layers_above_the_start_do_not_matter(net, images, begun):
+    before = relevance.descend(net, LAYER, images, begun)
+    other = relevance.frozen_copy(net)
+    for parameter in [*other.features[15:].parameters(), *other.classifier.parameters()]:
+        parameter.normal_()
+    assert not torch.allclose(other(images), net(images))
+    assert torch.equal(relevance.descend(other, LAYER, images, begun), before)
+
+
+def test_any_zennit_composite_will_do(net, images, begun):
+    composite = EpsilonPlusFlat(zero_params="bias", canonizers=[VGGCanonizer()])
+    theirs = relevance.descend(net, LAYER, images, begun, composite)
+    ours = relevance.descend(net, LAYER, images, begun)
+    torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-4)
+    assert not composite.handles
+
+
+def test_lrp_from_the_logit_agrees_with_zennit(net, images):
+    targets = torch.tensor([0, 3, 5, 9])
+    ours = relevance.lrp(net, images, targets)
+    composite = EpsilonPlusFlat(zero_params="bias")
+    for image, target, one in zip(images, targets, ours, strict=True):
+        attributor = Gradient(relevance.frozen_copy(net), composite)
+        with attributor:
+            theirs = attributor(image[None], F.one_hot(target, 10)[None].float())[1]
+        assert correlation(one, theirs[0]).abs() > 0.9999  # they differ by a factor per image
+
+
+def test_lrp_explains_the_logit(net, images):
+    unbiased = relevance.frozen_copy(net)
+    unbiased.classifier[2].bias.zero_()
+    targets = [1, 2, 3, 4]
+    maps = relevance.lrp(unbiased, images, targets)
+    logits = unbiased(images)[range(4), targets]
+    torch.testing.assert_close(total(maps), logits.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_set_of_one_class_is_that_class_and_a_set_explains_its_logsumexp(net, images):
+    targets = torch.tensor([1, 2, 3, 4])
+    rows = F.one_hot(targets, 10).bool()
+    assert torch.equal(relevance.lrp(net, images, rows), relevance.lrp(net, images, targets))
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    start = relevance._logit_start(logits, torch.tensor([[True, False, True]]))
+    share = math.e / (math.e + math.e**3)
+    expected = torch.tensor([[share, 0.0, 1 - share]]) * math.log(math.e + math.e**3)
+    torch.testing.assert_close(start, expected)
+
+
+# --- at every layer ------------------------------------------------------------------------------
+
+
+def test_every_stage_on_the_way_holds_the_same_total(net, images, begun):
+    stages = relevance.descend_all(net, LAYER, images, begun)
+    names = ["features.13", "features.10", "features.7", "features.5", "features.2", "features.0"]
+    assert [n for n in stages if n in names] == names
+    assert list(stages)[0] == LAYER
+    assert list(stages)[-1] == "pixels"
+    assert torch.equal(stages["pixels"], relevance.descend(net, LAYER, images, begun))
+    for at in stages.values():
+        torch.testing.assert_close(total(at), total(begun), rtol=1e-5, atol=0)
+
+
+def test_stages_of_a_residual_network_are_its_blocks():
+    torch.manual_seed(0)
+    model = roughened(tv.resnet18(weights=None))
+    images = torch.randn(1, 3, 64, 64)
+    start = torch.rand(1, 256, 4, 4)
+    stages = relevance.descend_all(model, "layer3", images, start)
+    blocks = [f"layer{i}.{j}" for i, j in [(3, 1), (3, 0), (2, 1), (2, 0), (1, 1), (1, 0)]]
+    assert list(stages) == ["layer3", *blocks, "maxpool", "conv1", "pixels"]
+    for at in stages.values():
+        torch.testing.assert_close(total(at), total(start), rtol=1e-5, atol=0)
+    inside = relevance.descend_all(model, "layer3", images, start, layers=["layer3.1.conv1"])
+    assert 0 < total(inside["layer3.1.conv1"]) < total(start)  # one of two branches
+
+
+def test_descending_in_stretches_is_descending_at_once(net, images, begun):
+    whole = relevance.descend_all(net, LAYER, images, begun)
+    lower = relevance.descend(net, "features.7", images, whole["features.7"])
+    torch.testing.assert_close(lower, whole["pixels"], rtol=1e-4, atol=1e-6)
+
+
+def test_an_inplace_relu_does_not_disturb_what_is_watched(net, images, begun):
+    inplace = relevance.frozen_copy(net)
+    for module in inplace.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    expected = relevance.descend_all(net, LAYER, images, begun)
+    for name, at in relevance.descend_all(inplace, LAYER, images, begun).items():
+        torch.testing.assert_close(at, expected[name])
+
+
+# --- nothing is touched --------------------------------------------------------------------------
+
+
+def trace_of(model):
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [parameter.requires_grad for parameter in model.parameters()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        [sorted(vars(m)) for m in model.modules()],
+        model.training,
+    )
+
+
+def same(a, b):
+    weights = a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+    return weights and a[1:] == b[1:]
+
+
+@pytest.mark.parametrize("build", [tv.resnet18, tv.vgg11_bn])
+def test_the_users_network_stays_as_it_was(build, images):
+    model = roughened(build(weights=None))
+    layer = "layer2" if build is tv.resnet18 else "features.10"
+    before, output = trace_of(model), model(images[:1])
+    start = torch.rand_like(models.run_until(model, layer, images[:1]))
+    relevance.descend(model, layer, images[:1], start)
+    relevance.lrp(model, images[:1], [3])
+    with pytest.raises(ValueError, match="must be 1×"):
+        relevance.descend(model, layer, images[:1], start[:, :1])
+    with pytest.raises(ValueError, match="has no layer"):
+        relevance.descend(model, "nowhere", images[:1], start)
+    assert same(trace_of(model), before)
+    assert torch.equal(model(images[:1]), output)
+
+
+def test_a_canonizer_that_raises_leaves_the_network_alone(images):
+    model = tv.densenet121(weights=None).eval()
+    before = trace_of(model)
+    with pytest.raises(ValueError, match="DenseNet does not hand relevance down"):
+        relevance.lrp(model, images[:1], [0])
+    assert same(trace_of(model), before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_switched_off(mode, net, images, begun):
+    expected = relevance.descend(net, LAYER, images, begun)
+    with mode():
+        assert torch.equal(relevance.descend(net, LAYER, images.clone(), begun.clone()), expected)
+        assert torch.isfinite(relevance.lrp(net, images.clone(), [0, 1, 2, 3])).all()
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_a_map_does_not_depend_on_the_batch_around_it(net):
+    torch.manual_seed(5)
+    images = torch.randn(16, 3, 64, 64)
+    start = torch.rand_like(models.run_until(net, LAYER, images)).detach()
+    together = relevance.descend(net, LAYER, images, start)
+    alone = relevance.descend(net, LAYER, images[7:8], start[7:8])
+    assert correlation(alone[0], together[7]) >= 0.999
+    torch.testing.assert_close(total(alone), total(together[7:8]), rtol=1e-3, atol=0)
+    assert torch.equal(relevance.descend(net, LAYER, images, start), together)
+
+
+def test_large_batches_go_through_in_parts(net, images, begun, monkeypatch):
+    whole = relevance.descend_all(net, LAYER, images, begun)
+    plain = relevance.lrp(net, images, [0, 1, 2, 3])
+    sizes = []
+    original = relevance._one_pass
+    monkeypatch.setattr(relevance, "PIXELS_AT_ONCE", 3 * 64 * 64)
+    monkeypatch.setattr(relevance, "_one_pass", lambda *a: sizes.append(len(a[2])) or original(*a))
+    for name, at in relevance.descend_all(net, LAYER, images, begun).items():
+        torch.testing.assert_close(at, whole[name])
+    assert sizes == [3, 1]
+    torch.testing.assert_close(relevance.lrp(net, images, [0, 1, 2, 3]), plain)
+
+
+# --- what starts, and the ledger -----------------------------------------------------------------
+
+
+@pytest.fixture
+def information():
+    """Two images, two channels, one row of two locations, in round numbers."""
+    return SimpleNamespace(
+        nats=torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]], [[[4.0, 4.0]], [[0.0, 8.0]]]]),
+        features=torch.tensor([[[[0.0, 0.0]], [[5.0, 0.0]]], [[[1.0, 3.0]], [[3.0, 1.0]]]]),
+        lambda_=torch.full((2, 2, 1, 2), 0.25),
+    )
+
+
+def test_sources_in_round_numbers(information):
+    published = relevance.start(information)
+    assert torch.equal(published.relevance, information.nats)
+    kept = relevance.start(information, "active")
+    expected = torch.tensor([[[[0.0, 0.0]], [[3.0, 0.0]]], [[[4.0, 4.0]], [[0.0, 8.0]]]])
+    assert torch.equal(kept.relevance, expected)
+    assert kept.before.tolist() == [6, 16]
+    spread = relevance.start(information, "spread")
+    expected = torch.tensor([[[[0.0, 2.0]], [[4.0, 0.0]]], [[[1.0, 9.0]], [[3.0, 3.0]]]])
+    torch.testing.assert_close(spread.relevance, expected)
+    gated = relevance.start(information, "gated", lambda: -information.nats)
+    assert torch.equal(gated.relevance, -information.nats / 4)
+    assert gated.unit == "logits"
+    with pytest.raises(ValueError, match="choose one of capacity, active, spread, gated"):
+        relevance.start(information, "lambda")
+    with pytest.raises(ValueError, match="needs the relevance of the class logit"):
+        relevance.start(information, "gated")
+
+
+def test_spread_keeps_nats_on_the_faintest_activation(information):
+    information.features *= 1e-42
+    spread = relevance.start(information, "spread")
+    torch.testing.assert_close(total(spread.relevance), total(information.nats))
+
+
+def test_the_ledger_reads_like_a_sentence(information):
+    begun = relevance.start(information, "active")
+    pixels = torch.tensor([3.0, 12.0]).reshape(2, 1, 1, 1)
+    books = relevance.ledger(information, begun, pixels)
+    assert books.before.tolist() == [6, 16]
+    assert books.start.tolist() == [3, 16]
+    assert books.end.tolist() == [3, 12]
+    assert books.absorbed.tolist() == [0, 0.25]
+    assert books.dropped.tolist() == [0.5, 0]
+    assert books.inactive.tolist() == [0.5, 0]
+    first, second = str(books).splitlines()
+    assert first == (
+        "3.0 nats in (4.3 bits), 3.0 nats out; 0.0 % absorbed by biases, "
+        "50 % had been on inactive units, 50 % dropped before the start"
+    )
+    assert second == (
+        "16.0 nats in (23.1 bits), 12.0 nats out; 25.0 % absorbed by biases, "
+        "0 % had been on inactive units"
+    )
+    logits = relevance.start(information, "gated", lambda: information.nats)
+    line = relevance.ledger(information, logits, pixels).line(0)
+    assert line.startswith("1.5 logits in, 3.0 logits out; -100.0 % absorbed")
+
+
+def test_an_image_without_information_has_an_empty_ledger(information):
+    information.nats.zero_()
+    begun = relevance.start(information)
+    books = relevance.ledger(information, begun, torch.zeros(2, 3, 4, 4))
+    assert "0.0 nats in (0.0 bits), 0.0 nats out; 0.0 % absorbed" in books.line(1)
+
+
+# --- architectures -------------------------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    """A stranger's network: no torchvision class, functional ReLUs between modules."""
+
+    def __init__(self, residual=False):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+        self.residual = residual
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = F.relu(self.b(x)) + (x if self.residual else 0)
+        return self.head(self.c(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (tv.mobilenet_v3_small, "features.6"),
+        (tv.efficientnet_b0, "features.3"),
+        (tv.shufflenet_v2_x0_5, "stage2"),
+        (tv.densenet121, "features.denseblock1"),
+        (lambda **_: tv.ConvNeXt([tv.convnext.CNBlockConfig(16, None, 1)]), "features.1"),
+        (lambda **_: tv.VisionTransformer(64, 16, 1, 2, 32, 64), "encoder"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(build, layer, images):
+    model = roughened(build(weights=None))
+    with pytest.raises(ValueError, match=f"^{type(model).__name__} does not hand relevance down"):
+        relevance.check_conserves(model, layer, images[:1])
+
+
+def test_a_strangers_network_passes_if_it_conserves(images):
+    torch.manual_seed(0)
+    arrived = relevance.check_conserves(roughened(Functional()), "c", images[:2])
+    torch.testing.assert_close(arrived, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"Functional does not .* reach the pixels\)"):
+        relevance.check_conserves(roughened(Functional(residual=True)), "c", images[:1])
+
+
+def test_bad_starts_are_refused_in_words(net, images, begun):
+    with pytest.raises(ValueError, match=r"must be 4×96×8×8, got 4×3×8×8"):
+        relevance.descend(net, LAYER, images, begun[:, :3])
+    with pytest.raises(ValueError, match="start is for 3 images"):
+        relevance.descend(net, LAYER, images, begun[:3])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        relevance.descend(net, LAYER, images, begun * torch.nan)
+    with pytest.raises(ValueError, match="no composite 'lrp'"):
+        relevance.descend(net, LAYER, images, begun, "lrp")
+    with pytest.raises(ValueError, match="does not run below"):
+        relevance.descend_all(net, "features.7", images, begun, layers=["features.13"])
+
+
+# --- the attributor ------------------------------------------------------------------------------
+
+
+def test_the_attributor_hands_all_nats_to_the_pixels(net, stats, images):
+    targets = [0, 3, 5, 9]
+    before = trace_of(net)
+    with RelevanceIBA(net, LAYER, stats, steps=3, samples=2) as attributor:
+        output, pixels = attributor(images, targets)
+        again = attributor(images, targets)[1]
+    assert isinstance(attributor, Attributor)
+    assert torch.equal(output, net(images))
+    expected = InformationBottleneck(net, LAYER, stats, steps=3, samples=2)(images, targets)
+    assert torch.equal(attributor.information.nats, expected.nats)
+    torch.testing.assert_close(total(pixels), total(expected.nats), rtol=1e-4, atol=0)
+    torch.testing.assert_close(attributor.ledger.start, total(expected.nats))
+    torch.testing.assert_close(attributor.ledger.end, total(pixels))
+    assert torch.equal(pixels, again)
+    assert not attributor.composite.handles
+    assert torch.equal(attributor(images, targets)[1], pixels)  # outside the block, too
+    assert same(trace_of(net), before)
+
+
+def test_two_attributors_may_share_a_composite(net, stats, images):
+    composite = rules.z_plus()
+    settings = {"composite": composite, "steps": 1, "samples": 1}
+    with RelevanceIBA(net, LAYER, stats, **settings) as first:
+        expected = first(images, [0, 1, 2, 3])[1]
+        with RelevanceIBA(net, LAYER, stats, **settings):
+            assert torch.equal(first(images, [0, 1, 2, 3])[1], expected)
+
+
+def test_the_rules_remember_no_activations_between_calls(net, stats, images):
+    with RelevanceIBA(net, LAYER, stats, steps=1, samples=1) as attributor:
+        attributor(images, [0, 1, 2, 3])
+        assert attributor.composite.hook_refs
+        assert not any(hook.stored_tensors for hook in attributor.composite.hook_refs)
+
+
+def test_gated_starts_from_the_logit(net, stats, images):
+    targets = torch.tensor([0, 3, 5, 9])
+    settings = {"composite": "epsilon-plus", "steps": 1, "samples": 1}
+    gated = RelevanceIBA(net, LAYER, stats, source="gated", **settings)
+    _, pixels = gated(images, targets)
+    books = gated.ledger
+    assert books.unit == "logits"
+    weights = net.classifier[2].weight[targets, :, None, None]
+    with torch.no_grad():
+        top = net.features(images)
+    at_top = (weights * top / top.shape[-1] ** 2).detach()  # ε in the dense layer, by hand
+    upper = nn.Sequential(*net.features[15:])
+    features = models.run_until(net, LAYER, images).detach().requires_grad_()
+    copy = relevance.frozen_copy(upper)
+    body = rules.Rule(rules.z_plus_rule)
+    composite = rules.z_plus(pixels=body)
+    with composite.context(copy):
+        (expected,) = torch.autograd.grad(copy(features), features, at_top)
+    # the logit starts, bias and all; ε hands on its share of it
+    logit = models.class_logit(net(images), targets).detach()
+    torch.testing.assert_close(books.before, total(expected), rtol=1e-3, atol=1e-4)
+    assert logit.shape == books.before.shape
+    torch.testing.assert_close(
+        books.start, total(expected * gated.information.lambda_), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(total(pixels), books.start, rtol=1e-3, atol=1e-4)
+
+
+def test_the_attributor_refuses_in_words(net, stats, images):
+    with pytest.raises(ValueError, match="no source 'everything'"):
+        RelevanceIBA(net, LAYER, stats, source="everything")
+    with pytest.raises(ValueError, match="no composite"):
+        RelevanceIBA(net, LAYER, stats, composite="everything")
+    with pytest.raises(ValueError, match="has no layer"):
+        RelevanceIBA(net, "features.99", stats)
+    with pytest.raises(ValueError, match="expected 4 class numbers"):
+        RelevanceIBA(net, LAYER, stats)(images, [0])
+
+
+def test_the_attributor_checks_a_strangers_network_at_its_first_call(images):
+    model = roughened(Functional(residual=True))
+    with pytest.warns(UserWarning):
+        stats = FeatureStatistics.fit(model, "c", images)
+    attributor = RelevanceIBA(model, "c", stats)
+    with pytest.raises(ValueError, match="Functional does not hand relevance down"):
+        attributor(images, [0, 1, 2, 3])
