@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from zennit.rules import Epsilon, ZPlus
 
 from riba import bottleneck, metrics, relevance, rules
 
@@ -119,20 +120,19 @@ def enlarge(function: Callable[[Tensor, int], object]) -> Verdict:
 
 
 def z_plus(function: Callable[[Tensor, Tensor, Tensor], object]) -> Verdict:
-    """Notebook 04: the z⁺ rule of a dense layer, against :func:`riba.rules.z_plus_rule`."""
+    """Notebook 04: the z⁺ rule of a dense layer, against Zennit's."""
 
-    def rule(x: Tensor, weight: Tensor, relevance_: Tensor) -> Tensor:
-        return rules.z_plus_rule(_dense(weight), x[None], relevance_[None])[0]
+    def rule(x: Tensor, weight: Tensor, above: Tensor) -> Tensor:
+        return rules.hand_down(ZPlus(), _dense(weight), x[None], above[None])[0]
 
     return _compare(function, _dense_cases(), rule, "never negative, and nothing lost")
 
 
 def epsilon(function: Callable[[Tensor, Tensor, Tensor, float], object]) -> Verdict:
-    """Notebook 04: the ε rule of a dense layer with a plain ε, element by element."""
+    """Notebook 04: the ε rule of a dense layer, against Zennit's."""
 
-    def rule(x: Tensor, weight: Tensor, relevance_: Tensor, eps: float) -> Tensor:
-        z = weight @ x
-        return x * (weight.T @ (relevance_ / (z + eps * z.sign())))
+    def rule(x: Tensor, weight: Tensor, above: Tensor, eps: float) -> Tensor:
+        return rules.hand_down(Epsilon(eps), _dense(weight), x[None], above[None])[0]
 
     cases = [(*case, eps) for case in _dense_cases() for eps in (0.1, 1.0)]
     return _compare(function, cases, rule, "the larger ε, the more it keeps", 1e-3)

@@ -253,8 +253,7 @@ def split(model: nn.Module, layer: str, example: Tensor) -> Cut:
     if not isinstance(features, Tensor) or features.ndim != 4:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
-            f"layer {layer!r} returns features of shape {shape}: "
-            "choose a layer with maps (B×C×h×w)"
+            f"layer {layer!r} returns features of shape {shape}: choose a layer with maps (B×C×h×w)"
         )
     whole = model(example)
     for cut in (_traced(model, layer), _hooked(model, layer)):

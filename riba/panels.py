@@ -233,7 +233,7 @@ def tuned(rule: str, strength: float, pixels: str, bias: bool) -> Composite:
     own = {
         "gamma": {"gamma": strength},
         "epsilon": {"epsilon": strength},
-        "alpha2-beta1": {"alpha": 1 + strength, "beta": strength},
+        "alpha2-beta1": {"beta": strength},
     }
     biased = {} if rule == "flat" else {"bias": bias}
     return build(pixels, **own.get(rule, {}), **biased)
@@ -248,7 +248,7 @@ def formula(rule: str, strength: float) -> str:
         "epsilon-plus": plus,
         "gamma": rf"$R_i=\sum_j\ \frac{{{1 + strength:.2f}\,c_{{ij}}^+ + {signed}}}"
         rf"{{{1 + strength:.2f}\,z_j^+ + z_j^-}}\ R_j$",
-        "epsilon": rf"$R_i=\sum_j\ \frac{{c_{{ij}}}}{{z_j \pm {strength:.2f}\,rms(z)}}\ R_j$",
+        "epsilon": rf"$R_i=\sum_j\ \frac{{c_{{ij}}}}{{z_j \pm {strength:.2f}}}\ R_j$",
         "alpha2-beta1": rf"$R_i=\sum_j\ ({1 + strength:.2f}\,\frac{{c_{{ij}}^+}}{{z_j^+}}"
         rf" - {strength:.2f}\,\frac{{{signed}}}{{z_j^-}})\ R_j$",
         "flat": r"$R_i=\sum_j\ \frac{[i\ feeds\ j]}{n_j}\ R_j$",

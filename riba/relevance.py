@@ -59,11 +59,13 @@ def prepared(model: nn.Module, composite: Composite) -> Iterator[nn.Module]:
         composite.remove()
 
 
+@torch.inference_mode(False)  # tensors made in inference mode could not serve a backward pass
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A deep copy in evaluation mode whose weights take no gradients."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+@torch.inference_mode(False)
 def _register(private: nn.Module, composite: Composite) -> None:
     try:
         composite.register(private)

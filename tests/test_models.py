@@ -99,6 +99,16 @@ def test_inside_a_residual_block_a_hook_does_it(resnet, layer):
     assert_cut(resnet, layer, IMAGES, exact=False)
 
 
+def test_an_in_place_relu_spares_the_features_of_the_hooked_cut(resnet):
+    cut = split(resnet, "layer2.0.bn1", IMAGES[:1])  # a ReLU writes into what it returns
+    assert not cut.exact
+    with torch.no_grad():
+        features, *others = cut.head(IMAGES)
+        before = features.clone()
+        cut.tail(features, *others)
+    assert torch.equal(features, before)
+
+
 def test_an_untraceable_network_falls_back_to_a_hook():
     torch.manual_seed(0)
     assert_cut(Untraceable().eval(), "body", IMAGES[:, :, :8, :8], exact=False)
