@@ -26,7 +26,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook at ``path`` with fresh outputs, run in its own folder."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", coalesce_streams=True, resources=resources
+    )
+    client.execute()
     return normalise(notebook)
 
 

@@ -174,7 +174,7 @@ def bottleneck(wb: Workbench, scenes: int = 50) -> Panel:
 def bottleneck_figure(wb: Workbench, scene: int, information: Information) -> Figure:
     """One test scene: picture, bits per pixel, mean λ, and the course of the optimisation."""
     sample = wb.test[scene]
-    figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.9), width_ratios=[1, 1.15, 1.15, 1.3])
+    figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.7), width_ratios=[1, 1, 1, 1.2])
     plots.show_image(axes[0], wb.to_rgb(sample.image), f"{wb.class_names[sample.label]}")
     bits = information.bits(sample.mask.shape)[0]
     plots.show_map(axes[1], bits, f"{bits.sum():.1f} bits pass", unit="bits / pixel")
@@ -258,7 +258,7 @@ def formula(rule: str, strength: float) -> str:
 def rule_figure(wb: Workbench, scene: int, below: dict[str, Tensor], title: str) -> Figure:
     """Picture, pixel map, and how many nats are left at every layer on the way down."""
     sample = wb.test[scene]
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.3), width_ratios=[1, 1.2, 1.5])
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.1), width_ratios=[1, 1, 1.3])
     plots.show_image(axes[0], wb.to_rgb(sample.image), wb.class_names[sample.label])
     pixels = plots.to_map(below["pixels"])[0]
     signed = bool((pixels < 0).any())
@@ -301,7 +301,7 @@ def descent_figure(
     sample = wb.test[scene]
     rgb, final = wb.to_rgb(sample.image), plots.to_map(pixels)[0]
     signed = bool((final < 0).any())
-    figure, axes = plt.subplots(1, 4, figsize=(10.5, 3), width_ratios=[1, 1.2, 1.2, 1])
+    figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.9))
     plots.show_image(axes[0], rgb, wb.class_names[sample.label])
     bits = information.bits(sample.mask.shape)[0]
     plots.show_map(axes[1], bits, "IBA", unit="bits / pixel")

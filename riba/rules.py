@@ -104,7 +104,7 @@ def z_plus(pixels: str | Hook = "flat", *, bias: bool = False) -> Composite:
         Unknown name of a pixel rule.
     """
     rule = _z_plus(bias)
-    return _compose(rule, pixels, dense=rule)
+    return compose(rule, pixels, dense=rule)
 
 
 def epsilon_plus(
@@ -117,7 +117,7 @@ def epsilon_plus(
     keep their biases, without which units near z = 0 would explode, and absorb some relevance.
     Parameters as :func:`z_plus` and :func:`epsilon`.
     """
-    return _compose(_z_plus(bias), pixels, dense=Epsilon(epsilon))
+    return compose(_z_plus(bias), pixels, dense=Epsilon(epsilon))
 
 
 def alpha2_beta1(
@@ -136,7 +136,7 @@ def alpha2_beta1(
     if not beta >= 0:
         raise ValueError(f"beta must be 0 or more, got {beta:g}")
     beta = float(np.float32(beta))  # so that (1 + β) − β is 1 to the last bit, which Zennit asks
-    return _compose(AlphaBeta(1 + beta, beta, STABILISER, _left_out(bias)), pixels)
+    return compose(AlphaBeta(1 + beta, beta, STABILISER, _left_out(bias)), pixels)
 
 
 def gamma(pixels: str | Hook = "flat", *, gamma: float = 0.25, bias: bool = False) -> Composite:
@@ -149,7 +149,7 @@ def gamma(pixels: str | Hook = "flat", *, gamma: float = 0.25, bias: bool = Fals
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma:g}: use epsilon with 0 for LRP-0")
-    return _compose(Gamma(gamma, _left_out(bias)), pixels)
+    return compose(Gamma(gamma, _left_out(bias)), pixels)
 
 
 def epsilon(pixels: str | Hook = "flat", *, epsilon: float = 0.25, bias: bool = False) -> Composite:
@@ -164,7 +164,7 @@ def epsilon(pixels: str | Hook = "flat", *, epsilon: float = 0.25, bias: bool = 
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be 0 or more, got {epsilon:g}")
-    return _compose(Epsilon(epsilon, zero_params=_left_out(bias)), pixels)
+    return compose(Epsilon(epsilon, zero_params=_left_out(bias)), pixels)
 
 
 def flat(pixels: str | Hook = "flat") -> Composite:
@@ -174,7 +174,7 @@ def flat(pixels: str | Hook = "flat") -> Composite:
     the image shows there (only max-pooling still looks): the control that says what the other
     rules add. Never negative.
     """
-    return _compose(Flat(STABILISER), pixels, sums=Flat(STABILISER))
+    return compose(Flat(STABILISER), pixels, sums=Flat(STABILISER))
 
 
 def box(low: Tensor | float, high: Tensor | float) -> Hook:
@@ -239,10 +239,34 @@ def composite(name: str | Composite | None = None, pixels: str | Hook = "flat") 
     return COMPOSITES[name](pixels)
 
 
-def _compose(
-    body: Hook, pixels: str | Hook, *, dense: Hook | None = None, sums: Hook | None = None
+def compose(
+    body: Hook,
+    pixels: str | Hook = "flat",
+    *,
+    dense: Hook | None = None,
+    sums: Hook | None = None,
 ) -> Composite:
-    """Rules by type of layer. Max-pooling has none: its gradient hands all to the winner."""
+    """A composite by type of layer, from any Zennit rules.
+
+    Parameters
+    ----------
+    body
+        Rule of every convolution but the first.
+    pixels
+        Rule of the first convolution, as :func:`z_plus`.
+    dense
+        Rule of dense layers; None for ε = 10⁻⁶ with their biases.
+    sums
+        Rule of average pools and residual sums; None for :class:`PositivePart`.
+
+    Activations and merged batch norms pass relevance on. Max-pooling needs no rule: its gradient
+    hands all to the winner.
+
+    Raises
+    ------
+    ValueError
+        Unknown name of a pixel rule.
+    """
     if isinstance(pixels, str):
         if pixels not in PIXELS:
             names = ", ".join(PIXELS)
