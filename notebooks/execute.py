@@ -22,6 +22,10 @@ LARGEST, ALTOGETHER = 1_000_000, 6_000_000
 """Bytes that one notebook, and all of them, may have."""
 
 
+class PanelFailed(Exception):
+    """A panel shows its error in words, and the notebook runs on; a figure would be missing."""
+
+
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook at ``path`` with fresh outputs, run in its own folder."""
     notebook = nbformat.read(path, as_version=4)
@@ -30,6 +34,11 @@ def execute(path: Path) -> nbformat.NotebookNode:
         notebook, timeout=None, kernel_name="python3", coalesce_streams=True, resources=resources
     )
     client.execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            words = output.get("data", {}).get("text/plain", "")
+            if words.startswith("a panel that failed"):
+                raise PanelFailed(words)
     return normalise(notebook)
 
 
@@ -69,7 +78,7 @@ def main() -> int:
         began = time.perf_counter()
         try:
             notebook = execute(path)
-        except CellExecutionError as error:
+        except (CellExecutionError, PanelFailed) as error:
             print(f"{path.name} failed:\n{error}", file=sys.stderr)
             return 1
         text = nbformat.writes(notebook) + "\n"

@@ -46,7 +46,10 @@ def _compare(
             return Verdict(False, f"your function raised {type(error).__name__}: {error}")
         if given is None or given is ...:
             return Verdict(False, "nothing returned yet: fill in the function and run the cell")
-        given = torch.as_tensor(given).double()
+        try:
+            given = torch.as_tensor(given).double()
+        except (TypeError, ValueError, RuntimeError):
+            return Verdict(False, f"the result is a {type(given).__name__}, not numbers")
         if given.shape != expected.shape:
             shapes = f"{tuple(given.shape)}, expected {tuple(expected.shape)}"
             return Verdict(False, f"the result has shape {shapes}")
@@ -144,7 +147,10 @@ def active_share(function: Callable[[Tensor, Tensor], object]) -> Verdict:
     def share(nats: Tensor, features: Tensor) -> Tensor:
         return (nats * (features > 0)).sum() / nats.sum()
 
-    cases = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5) - 0.5) for s in (0, 1)]
+    cases = [
+        (_random(2, 3, 4, 4, seed=s), (_random(2, 3, 4, 4, seed=s + 5) - 0.5).clamp(min=0))
+        for s in (0, 1)
+    ]
     return _compare(function, cases, share, "the rest says that something is absent")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -134,13 +134,14 @@ def drawn(
     The cache lies in ``data/cache`` under a key of the arguments and of the drawing code, so that
     changed code never meets old pictures; an unreadable file is drawn anew.
     """
+    if split not in scenes.SPLITS:
+        raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
+    if not 0 <= start < start + count <= len(scenes.SPLITS[split]):
+        raise ValueError(f"{split} has {len(scenes.SPLITS[split])} scenes, not {start + count}")
     seeds = list(scenes.SPLITS[split][start : start + count])
     path = DATA / "cache" / f"scenes-{_key(split, count, start, picture, variant)}.npz"
-    try:
-        with np.load(path) as kept:
-            return Drawn(kept["images"], kept["labels"], kept["masks"])
-    except (FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        pass
+    with contextlib.suppress(Exception), np.load(path) as kept:  # damage raises in many ways
+        return Drawn(kept["images"], kept["labels"], kept["masks"])
     one = functools.partial(_drawn_one, picture=picture, variant=variant)
     if workers > 1:
         with ProcessPoolExecutor(workers) as pool:

@@ -30,7 +30,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Te
     Raises
     ------
     ValueError
-        Shapes differ, a mask is empty, or a map holds NaN.
+        Shapes differ, a mask is empty, or a map holds NaN or infinite values.
 
     References
     ----------
@@ -42,7 +42,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Te
     threshold = ranked.gather(1, size[:, None] - 1)
     above = (maps > threshold) & keep
     tied = (maps == threshold) & keep
-    room = size - above.sum(dim=1)
+    room = (size - above.sum(dim=1)).double()
     hits = (above & masks).sum(dim=1) + room * (tied & masks).sum(dim=1) / tied.sum(dim=1)
     return hits / size
 
@@ -66,9 +66,11 @@ def _prepared(maps: Tensor, masks: Tensor, void: Tensor | None) -> tuple[Tensor,
             f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} must both be B×H×W: "
             "resize the map to the mask"
         )
-    if torch.isnan(maps).any():
-        raise ValueError("a map holds NaN: it cannot be ranked")
-    keep = torch.ones_like(masks, dtype=torch.bool) if void is None else ~void
+    if void is not None and void.shape != masks.shape:
+        raise ValueError(f"void {tuple(void.shape)} must be as large as masks {tuple(masks.shape)}")
+    if not torch.isfinite(maps).all():
+        raise ValueError("a map holds NaN or infinite values: it cannot be ranked")
+    keep = torch.ones_like(masks, dtype=torch.bool) if void is None else ~void.bool()
     masks = masks.bool() & keep
     if not masks.flatten(1).any(dim=1).all():
         raise ValueError("a mask is empty (or all void): drop that sample first")

@@ -89,10 +89,13 @@ class Panel:
     def refresh(self) -> None:
         """Draw the picture for the present values; an error becomes a sentence in the panel."""
         self._show("computing")
+        open_before = set(plt.get_fignums())
         try:
             self.picture.value = _png(self.render(**self.values))
         except Exception as error:  # whatever went wrong belongs before the reader
             self._show("failed", f"{type(error).__name__}: {error}")
+            for number in set(plt.get_fignums()) - open_before:  # a figure left half drawn
+                plt.close(number)
         else:
             self._show("current")
 
@@ -109,6 +112,8 @@ class Panel:
 
     def _repr_mimebundle_(self, **_options: object) -> dict[str, object]:
         live = self.widget._repr_mimebundle_()
+        if self.state == "failed":
+            return {**live, "text/plain": f"a panel that failed: {self.message}"}
         still = base64.b64encode(self.picture.value).decode()
         return {**live, "image/png": still, "text/plain": "a panel; this is its first picture"}
 

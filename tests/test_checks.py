@@ -1,0 +1,205 @@
+"""Every checker accepts a right answer and nothing else that a learner is likely to write.
+
+The right answers are written here with loops and NumPy, apart from how the checkers get theirs.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from riba import checks
+
+
+def total_bits(nats):
+    return sum(math.log2(math.exp(n)) for n in nats.flatten().tolist())
+
+
+def mass_accuracy(values, mask):
+    positive = np.maximum(values.numpy(), 0)
+    return positive[mask.numpy()].sum() / positive.sum()
+
+
+def chance(mask):
+    pixels = mask.flatten().tolist()
+    return pixels.count(True) / len(pixels)
+
+
+def capacity(r, mean, std, lambda_):
+    new_mean, new_std = lambda_ * r + (1 - lambda_) * mean, (1 - lambda_) * std
+    spread = (new_std**2 + (new_mean - mean) ** 2) / (2 * std**2)
+    return (std / new_std).log() + spread - 0.5
+
+
+def enlarge(bits, size):
+    large = F.interpolate(bits[None, None], (size, size), mode="bilinear")[0, 0]
+    return large * bits.sum() / large.sum()
+
+
+def z_plus(x, w, relevance):
+    below = torch.zeros_like(x)
+    for row, r in zip(w, relevance, strict=True):
+        parts = (row * x).clamp(min=0)
+        below += parts / parts.sum() * r
+    return below
+
+
+def epsilon(x, w, relevance, eps):
+    below = torch.zeros_like(x)
+    for row, r in zip(w, relevance, strict=True):
+        z = (row * x).sum()
+        below += row * x / (z + eps * torch.sign(z)) * r
+    return below
+
+
+def active_share(nats, features):
+    pairs = zip(nats.flatten().tolist(), features.flatten().tolist(), strict=True)
+    return sum(n for n, r in pairs if r > 0) / nats.sum().item()
+
+
+def spread(nats, features):
+    out = torch.zeros_like(nats)
+    for b, _, i, j in np.ndindex(*nats.shape):
+        r = features[b, :, i, j].clamp(min=0)
+        out[b, :, i, j] = nats[b, :, i, j].sum() * r / r.sum()
+    return out
+
+
+# checker: the right answer, and wrong ones of the right shape
+TABLE = {
+    "total_bits": (
+        total_bits,
+        lambda nats: nats.sum(),
+        lambda nats: nats.sum() * math.log(2),
+        lambda nats: nats.sum() / math.log(10),
+        lambda nats: nats.mean() / math.log(2),
+    ),
+    "mass_accuracy": (
+        mass_accuracy,
+        lambda values, mask: values[mask].sum() / values.sum(),
+        lambda values, mask: values[mask].abs().sum() / values.abs().sum(),
+        lambda values, mask: mask.float().mean(),
+        lambda values, mask: torch.tensor(torch.nan),
+    ),
+    "chance": (
+        chance,
+        lambda mask: 0.3,
+        lambda mask: mask.sum(),
+        lambda mask: 1 - mask.float().mean(),
+    ),
+    "capacity": (
+        capacity,
+        lambda r, mean, std, lambda_: -capacity(r, mean, std, lambda_),
+        lambda r, mean, std, lambda_: capacity(r, mean, std, lambda_) / math.log(2),
+        lambda r, mean, std, lambda_: capacity(r, mean, std, lambda_) + 0.5,
+        lambda r, mean, std, lambda_: capacity(r - mean, 0 * mean, std.sqrt(), lambda_),
+        lambda r, mean, std, lambda_: capacity(r, mean, std, 1 - lambda_),
+    ),
+    "enlarge": (
+        enlarge,
+        lambda bits, size: F.interpolate(bits[None, None], (size, size), mode="bilinear")[0, 0],
+        lambda bits, size: F.interpolate(bits[None, None], (size, size))[0, 0] * 16 / size**2,
+        lambda bits, size: bits.sum().expand(size, size) / size**2,
+    ),
+    "z_plus": (
+        z_plus,
+        lambda x, w, relevance: x * (w.T @ (relevance / (w @ x))),
+        lambda x, w, relevance: x * (w.clamp(min=0).T @ relevance),
+        lambda x, w, relevance: z_plus(torch.ones_like(x), w, relevance),
+        lambda x, w, relevance: relevance.sum() * x / x.sum(),
+    ),
+    "epsilon": (
+        epsilon,
+        lambda x, w, relevance, eps: epsilon(x, w, relevance, 0.0),
+        lambda x, w, relevance, eps: x * (w.T @ (relevance / (w @ x + eps))),
+        lambda x, w, relevance, eps: z_plus(x, w, relevance),
+    ),
+    "active_share": (
+        active_share,
+        lambda nats, features: (features > 0).float().mean(),
+        lambda nats, features: nats[features <= 0].sum() / nats.sum(),
+        lambda nats, features: nats[features > 0].sum(),
+    ),
+    "spread": (
+        spread,
+        lambda nats, features: nats,
+        lambda nats, features: nats.sum(1, keepdim=True) * features,
+        lambda nats, features: nats.sum(1, keepdim=True) * features.softmax(1),
+        lambda nats, features: nats.mean(1, keepdim=True).expand_as(nats),
+        lambda nats, features: nats.sum() * features / features.sum(),
+    ),
+}
+RIGHT = [(name, answers[0]) for name, answers in TABLE.items()]
+WRONG = [(name, wrong) for name, answers in TABLE.items() for wrong in answers[1:]]
+CHECKERS = sorted(TABLE)
+
+
+def test_every_checker_is_in_the_table():
+    public = {
+        name
+        for name, thing in vars(checks).items()
+        if callable(thing) and thing.__module__ == checks.__name__ and name[0] != "_"
+    }
+    assert public - {"Verdict"} == set(TABLE)
+
+
+@pytest.mark.parametrize(("checker", "answer"), RIGHT)
+def test_a_right_answer_is_accepted_with_praise(checker, answer):
+    verdict = getattr(checks, checker)(answer)
+    assert verdict, verdict
+    assert verdict.right
+    assert repr(verdict) == f"✓ {verdict.message}"
+
+
+@pytest.mark.parametrize(("checker", "answer"), WRONG)
+def test_a_wrong_answer_is_rejected_with_how_far_it_is_off(checker, answer):
+    verdict = getattr(checks, checker)(answer)
+    assert not verdict
+    assert repr(verdict).startswith("✗ right shape, but off by up to ")
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+@pytest.mark.parametrize("nothing", [None, ...])
+def test_an_unfinished_answer_is_told_what_to_do(checker, nothing):
+    verdict = getattr(checks, checker)(lambda *given: nothing)
+    assert not verdict
+    assert "nothing returned yet" in verdict.message
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_an_answer_that_raises_is_rejected_in_its_own_words(checker):
+    def broken(*_given):
+        raise KeyError("my own mistake")
+
+    verdict = getattr(checks, checker)(broken)
+    assert not verdict
+    assert "your function raised KeyError" in verdict.message
+    assert "my own mistake" in verdict.message
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_an_answer_that_takes_other_arguments_is_rejected(checker):
+    verdict = getattr(checks, checker)(lambda: 0)
+    assert not verdict
+    assert "your function raised TypeError" in verdict.message
+
+
+@pytest.mark.parametrize(("checker", "answer"), RIGHT)
+def test_right_numbers_in_a_wrong_shape_are_rejected(checker, answer):
+    verdict = getattr(checks, checker)(lambda *given: torch.as_tensor(answer(*given))[None])
+    assert not verdict
+    assert "the result has shape (1," in verdict.message
+    assert "expected (" in verdict.message
+
+
+@pytest.mark.parametrize(("checker", "answer"), RIGHT)
+def test_numpy_arrays_in_single_precision_are_as_good(checker, answer):
+    verdict = getattr(checks, checker)(lambda *given: np.asarray(answer(*given), np.float32))
+    assert verdict, verdict
+
+
+def test_a_verdict_is_the_same_every_time():
+    wrong = TABLE["capacity"][1]
+    assert checks.capacity(wrong) == checks.capacity(wrong)
