@@ -201,6 +201,12 @@ def test_good_images_pass_but_not_in_training_mode(net):
         check_images(net.train(), GOOD)
 
 
+def test_images_on_another_device_than_the_model_are_refused():
+    elsewhere = nn.Sequential(nn.Conv2d(3, 2, 1)).eval().to("meta")
+    with pytest.raises(ValueError, match=r"images are on cpu, the model on meta: use images\.to"):
+        check_images(elsewhere, GOOD)
+
+
 LOGITS = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,7 +1,6 @@
 """Panels: the picture belongs to the controls, or the panel says in words why it does not."""
 
 import base64
-from functools import partial
 
 import matplotlib as mpl
 
@@ -12,9 +11,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 import riba
-from riba import datasets, models, panels, relevance, rules, workbench
+from riba import models, panels, relevance, rules
 from riba.bottleneck import InformationBottleneck
-from riba.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 PANELS = {"bottleneck": panels.bottleneck, "rules": panels.rule_bench, "descent": panels.descent}
@@ -129,14 +127,8 @@ def everything(widget):
 
 
 @pytest.fixture(scope="module")
-def wb(tmp_path_factory):
-    """Statistics over few scenes, in caches of our own."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "DATA", folder)
-        patch.setattr(workbench, "REFERENCE_IMAGES", 40)
-        patch.setattr(FeatureStatistics, "cached", partial(FeatureStatistics.cached, folder=folder))
-        yield riba.load()
+def wb(home):
+    return riba.load()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The workbench hands out what it promises, and what is cached is what would be computed anew."""
 
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,20 +8,8 @@ import torch
 
 import riba
 from riba import datasets, models, scenes, workbench
-from riba.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Caches of our own, and statistics over few scenes: nothing touches ``data/cache``."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "DATA", folder)
-        patch.setattr(workbench, "REFERENCE_IMAGES", 40)
-        patch.setattr(FeatureStatistics, "cached", partial(FeatureStatistics.cached, folder=folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")
