@@ -2,10 +2,12 @@
 #   make lab     the environment in .venv, then JupyterLab on notebook 00
 #   make test    the environment in .venv, then all tests
 PYTHON ?= python3
+EXTRAS ?= lab,test
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab figures test model lint clean
+.PHONY: lab figures test model readout evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
@@ -19,6 +21,12 @@ test: $(READY)
 model: $(READY)  ## retrain the bundled network from nothing; resumes where it was stopped
 	$(BIN)/python -m riba.training
 
+readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
+	$(BIN)/python -m riba.training readout
+
+evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
+	$(BIN)/python -m riba.evaluation --workers $(WORKERS) --tables data --page README.md
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,5 +39,5 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "riba needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $(READY)
