@@ -33,11 +33,17 @@ class Sample:
         Class number.
     mask
         H×W bool, True on the object.
+    other
+        H×W bool, True on objects of other classes; None where there are none.
+    name
+        What the image is called, the same in every run and for every object in it.
     """
 
     image: Tensor
     label: int
     mask: Tensor
+    other: Tensor | None = None
+    name: str = ""
 
 
 class Scenes(Sequence):
@@ -49,31 +55,45 @@ class Scenes(Sequence):
         ``"train"``, ``"validation"`` or ``"test"``: disjoint ranges of seeds.
     count
         How many scenes the sequence holds.
+    target
+        Which object is the sample's own where a scene has several.
     variant
         Arguments of :func:`riba.scenes.draw`: ``evidence``, ``others``, ``shortcut``.
 
     Raises
     ------
     ValueError
-        Unknown split, or more scenes than the split has seeds.
+        Unknown split, more scenes than the split has seeds, or no such object.
     """
 
-    def __init__(self, split: str, count: int, **variant: object) -> None:
+    def __init__(self, split: str, count: int, *, target: int = 0, **variant: object) -> None:
         if split not in scenes.SPLITS:
             raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
         seeds = scenes.SPLITS[split]
         if not 1 <= count <= len(seeds):
             raise ValueError(f"count must be 1 to {len(seeds)}, got {count}")
+        objects = 1 + variant.get("others", 0)
+        if not 0 <= target < objects:
+            raise ValueError(f"target must be 0 to {objects - 1}, got {target}")
         self.seeds = seeds[:count]
-        self.variant = variant
+        self.target, self.variant = target, variant
+        settings = [f"{key}={value}" for key, value in sorted(variant.items())]
+        self.name = "-".join([split, *settings])
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
-        mask = torch.from_numpy(scene.masks[0])
-        return Sample(normalise(scene.image), scene.label, mask)
+        masks = torch.from_numpy(scene.masks)
+        others = [row for row in range(len(masks)) if row != self.target]
+        return Sample(
+            image=normalise(scene.image),
+            label=scene.labels[self.target],
+            mask=masks[self.target],
+            other=masks[others].any(0) if others else None,
+            name=f"{self.name}-{self.seeds[index] - self.seeds[0]}",
+        )
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene itself, with its parts, other objects and background."""

@@ -22,6 +22,10 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
 SCENENET_LAYER = "features.14"
 """Default bottleneck of the bundled network: stride 8, two convolutions above it."""
+SCENENET_TOP = "features.18"
+"""Its last layer with maps."""
+SCENENET_DEPTHS = ("features.14", "features.11", "features.6")
+"""Where its cascade of bottlenecks sits: strides 8, 4 and 2."""
 
 
 # --- the bundled network ---------------------------------------------------------------------
