@@ -2,16 +2,23 @@
 
 from riba import checks, datasets, metrics, models, relevance, rules, scenes
 from riba.bottleneck import Information, InformationBottleneck
+from riba.input_iba import InputIBA, InputInformation
+from riba.methods import METHODS
+from riba.readout import ReadoutBottleneck
 from riba.relevance import Ledger, RelevanceIBA
 from riba.statistics import FeatureStatistics
 from riba.workbench import Workbench, load
 
 __version__ = "0.1.0"
 __all__ = [
+    "METHODS",
     "FeatureStatistics",
     "Information",
     "InformationBottleneck",
+    "InputIBA",
+    "InputInformation",
     "Ledger",
+    "ReadoutBottleneck",
     "RelevanceIBA",
     "Workbench",
     "checks",

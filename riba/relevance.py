@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -233,6 +233,49 @@ def _check_start(start: Tensor, features: Tensor, layer: str) -> None:
         raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {got}")
     if not torch.isfinite(start).all():
         raise ValueError("the starting relevance holds NaN or infinite values")
+
+
+def cascade(
+    model: nn.Module,
+    images: Tensor,
+    found: Mapping[str, Information],
+    composite: str | Composite | None = None,
+) -> Tensor:
+    """Hand nats down through several depths, checked at each against the information found there.
+
+    Our extension, not in the publication. The capacity of the deepest layer starts; at every
+    shallower one the relevance that arrives is multiplied by that layer's capacity at its location
+    (summed over channels) and rescaled per image to the same total, so that it still ends as nats.
+
+    Parameters
+    ----------
+    found
+        Layer name to what a bottleneck found there, the deepest first.
+    composite
+        As :func:`descend`.
+
+    Returns
+    -------
+    B×3×H×W relevance of the pixels, in nats.
+
+    Raises
+    ------
+    ValueError
+        As :func:`descend_all`.
+    """
+    (layer, top), *shallower = found.items()
+    relevance = top.nats
+    for lower, information in shallower:
+        arrived = descend_all(model, layer, images, relevance, composite, [lower])[lower]
+        relevance = _rescaled(arrived * information.nats.sum(1, keepdim=True), like=arrived)
+        layer = lower
+    return descend(model, layer, images, relevance, composite)
+
+
+def _rescaled(relevance: Tensor, like: Tensor) -> Tensor:
+    """``relevance`` with the total of ``like``; that itself where nothing is left to scale."""
+    ratio = (_total(like) / _total(relevance)).to(relevance)[:, None, None, None]
+    return torch.where(ratio.isfinite(), relevance * ratio, like)
 
 
 # --- down from the logit -------------------------------------------------------------------------
