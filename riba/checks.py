@@ -122,6 +122,59 @@ def enlarge(function: Callable[[Tensor, int], object]) -> Verdict:
     )
 
 
+def input_capacity(function: Callable[..., object]) -> Verdict:
+    """Notebook 03: nats beyond the prior at the pixels, against ``torch.distributions``."""
+
+    def divergence(x: Tensor, lambda_: Tensor, m: Tensor) -> Tensor:
+        normal = torch.distributions.Normal
+        passed = normal(lambda_ * x, 1 - lambda_)
+        return torch.distributions.kl_divergence(passed, normal(lambda_ * m * x, 1 - lambda_ * m))
+
+    shape = (3, 4, 4)
+    cases = [
+        tuple(scale * _random(*shape, seed=s + i) for i, scale in enumerate((2, 0.95, 1)))
+        for s in (0, 10)
+    ]
+    return _compare(function, cases, divergence, "only what the prior did not expect is counted")
+
+
+def best_at_stride(function: Callable[[Tensor, int], object]) -> Verdict:
+    """Notebook 03: the share of every cell that lies on the object."""
+    cases = [(_random(8, 8, seed=s) > 0.6, stride) for s, stride in ((0, 2), (1, 4))]
+
+    def cells(mask: Tensor, stride: int) -> Tensor:
+        return nn.functional.avg_pool2d(mask.double()[None, None], stride)[0, 0]
+
+    return _compare(function, cases, cells, "no map at this layer can know more")
+
+
+def allocation_area(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 06: mean precision over budgets up to the object's size, for a map without ties."""
+    cases = [(_random(6, 6, seed=s), _random(6, 6, seed=s + 9) > 0.6) for s in range(3)]
+    return _compare(
+        function,
+        cases,
+        lambda values, mask: metrics.allocation_area(values[None], mask[None])[0],
+        "early hits count more than late ones",
+    )
+
+
+def two_object_contrast(function: Callable[[Tensor, Tensor, Tensor], object]) -> Verdict:
+    """Notebook 06: how far a map prefers its own object, for one map."""
+    cases = []
+    for s in range(3):
+        place = _random(6, 6, seed=s + 9)
+        cases.append((_random(6, 6, seed=s) - 0.4, place > 0.7, place < 0.2))
+    return _compare(
+        function,
+        cases,
+        lambda values, own, other: metrics.two_object_contrast(
+            values[None], own[None], other[None]
+        )[0],
+        "size does not matter, only mean relevance does",
+    )
+
+
 def z_plus(function: Callable[[Tensor, Tensor, Tensor], object]) -> Verdict:
     """Notebook 04: the z⁺ rule of a dense layer, against Zennit's."""
 

@@ -15,12 +15,14 @@ from html import escape
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from zennit.core import Composite
 
-from riba import models, plots, relevance, rules
+from riba import datasets, metrics, models, plots, relevance, rules
 from riba.bottleneck import Information, InformationBottleneck
+from riba.methods import METHODS
 from riba.workbench import Workbench
 
 BADGES = {
@@ -202,6 +204,48 @@ def bottleneck_figure(wb: Workbench, scene: int, information: Information) -> Fi
     return figure
 
 
+# --- 03: how fine a bottleneck can be ---------------------------------------------------------
+
+
+def resolution(wb: Workbench, scenes: int = 50) -> Panel:
+    """Move the bottleneck to larger and smaller cells, and see what they can tell: notebook 03."""
+
+    @lru_cache(maxsize=32)
+    def measure(scene: int, layer: str) -> Tensor:
+        image = wb.test[scene].image[None]
+        at = wb.at(layer)
+        iba = InformationBottleneck(at.model, layer, at.statistics)
+        return iba(image, wb.predict(image).argmax(1)).bits(image.shape[-2:])
+
+    def render(scene: int, layer: str) -> Figure:
+        return resolution_figure(wb, scene, layer, measure(scene, layer))
+
+    controls = {
+        "scene": _slider(widgets.IntSlider, "test scene", value=3, max=scenes - 1),
+        "layer": _choice("l, the layer", DEPTHS, models.SCENENET_LAYER),
+    }
+    return Panel(render, controls)
+
+
+def resolution_figure(wb: Workbench, scene: int, layer: str, bits: Tensor) -> Figure:
+    """Picture, the best map that cells of this size allow, and IBA's, with rank accuracies."""
+    sample = wb.test[scene]
+    stride = {name: int(label.split()[1]) for label, name in DEPTHS.items()}[layer]
+    best = metrics.best_at_stride(sample.mask[None], stride)
+    figure, axes = plt.subplots(1, 3, figsize=(8, 2.8))
+    plots.show_image(axes[0], wb.to_rgb(sample.image), wb.class_names[sample.label])
+    plots.show_outline(axes[0], sample.mask)
+    for ax, values, title in (
+        (axes[1], best, f"best of {stride}×{stride}"),
+        (axes[2], bits, "IBA"),
+    ):
+        score = metrics.rank_accuracy(values, sample.mask[None]).item()
+        unit = "bits / pixel" if values is bits else "share of the cell on the object"
+        plots.show_map(ax, values[0], f"{title}: rank accuracy {score:.2f}", unit=unit)
+        plots.show_outline(ax, sample.mask)
+    return figure
+
+
 # --- 04: the rules ---------------------------------------------------------------------------
 
 
@@ -313,4 +357,71 @@ def descent_figure(
     plots.show_map(axes[2], final, "Relevance-IBA", unit=f"{books.unit} / pixel", signed=signed)
     plots.show_image(axes[3], plots.overlay(rgb, final.clamp(min=0)), "laid over the picture")
     figure.supxlabel(books.line(0), fontsize=8)
+    return figure
+
+
+# --- 06: where the most important pixels fall ----------------------------------------------------
+
+QUICK = (
+    "iba",
+    "relevance-iba",
+    "relevance-iba-gamma",
+    "relevance-iba-cascade",
+    "capacity-product",
+    "readout-iba",
+    "lrp-epsilon-plus",
+    "grad-cam",
+    "guided-grad-cam",
+    "guided-backprop",
+    "deeplift",
+    "gradient",
+    "edges",
+    "centre",
+    "random",
+    "oracle",
+)
+"""Methods that answer within a second or two."""
+
+
+def allocation(wb: Workbench, scenes: int = 50) -> Panel:
+    """Choose a method and a budget, and see where the most important pixels fall: notebook 06."""
+
+    @lru_cache(maxsize=64)
+    def explain(scene: int, method: str) -> Tensor:
+        sample = wb.test[scene]
+        images, targets, masks = datasets.stack([sample])
+        return METHODS[method](wb, images, targets, masks=masks)
+
+    def render(scene: int, method: str, share: float) -> Figure:
+        return allocation_figure(wb, scene, method, explain(scene, method), share)
+
+    controls = {
+        "scene": _slider(widgets.IntSlider, "test scene", value=3, max=scenes - 1),
+        "method": _choice("method", QUICK, "relevance-iba"),
+        "share": _slider(
+            widgets.FloatLogSlider, "p, share of pixels", value=0.1, min=-2.5, max=0, step=0.1
+        ),
+    }
+    return Panel(render, controls)
+
+
+def allocation_figure(wb: Workbench, scene: int, method: str, maps: Tensor, share: float) -> Figure:
+    """Picture, map, its most important pixels over the mask, and the whole allocation curve."""
+    sample = wb.test[scene]
+    rgb, masks = wb.to_rgb(sample.image), sample.mask[None]
+    budgets = torch.logspace(-2.5, 0, 40).tolist()
+    curve = metrics.allocation_curve(maps, masks, budgets)[0]
+    here = metrics.allocation_curve(maps, masks, [share])[0].item()
+    area = masks.double().mean().item()
+    figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.8), width_ratios=[1, 1, 1, 1.3])
+    plots.show_image(axes[0], rgb, wb.class_names[sample.label])
+    signed = bool((maps < 0).any())
+    plots.show_map(axes[1], maps[0], method, signed=signed, bar=False)
+    plots.show_hits(axes[2], rgb, maps[0], sample.mask, share, f"top {share:.1%}: {here:.0%} on it")
+    axes[3].plot(budgets, curve)
+    axes[3].plot(budgets, [min(1, area / p) for p in budgets], color="0.3", linestyle=":")
+    axes[3].axhline(area, color="0.3", linestyle=":")
+    axes[3].plot([share], [here], "o", color="C1")
+    axes[3].set(xscale="log", ylim=(0, 1.05), xlabel="p", ylabel="share on the object")
+    axes[3].set_title(f"allocation area {metrics.allocation_area(maps, masks).item():.2f}")
     return figure

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,6 +22,8 @@ FIGURES = DATA.parent / "figures"
 STYLE = Path(__file__).with_name("riba.mplstyle")
 UNSIGNED, SIGNED = "inferno", "RdBu_r"
 """Perceptually uniform from 0, and diverging about 0."""
+HIT, MISS = "#4477AA", "#EE6677"
+"""Pixels on the object and off it."""
 CLIP = 0.995
 """Maps are drawn up to this quantile, so that a few extreme pixels do not hide the rest."""
 
@@ -101,6 +105,59 @@ def overlay(
     colour = plt.get_cmap(UNSIGNED)(strength)[..., :3]
     weight = opacity * np.sqrt(strength)[..., None]
     return (1 - weight) * grey + weight * colour
+
+
+def show_hits(
+    ax: Axes, rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, mask: Tensor | np.ndarray,
+    share: float, title: str = "",
+) -> None:  # fmt: skip
+    """The most important pixels of an H×W map over its grey picture: blue on the object, red off.
+
+    Parameters
+    ----------
+    share
+        How many pixels, as a share (0–1) of the image. Where values are equal the first are taken.
+    """
+    values, mask = np.asarray(values), np.asarray(mask)
+    grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 0.45
+    count = max(1, round(share * values.size))
+    top = np.zeros(values.size, dtype=bool)
+    top[np.argsort(-values, axis=None, kind="stable")[:count]] = True
+    top = top.reshape(values.shape)
+    for chosen, colour in ((top & mask, HIT), (top & ~mask, MISS)):
+        grey[chosen] = to_rgb(colour)
+    show_image(ax, grey, title)
+    show_outline(ax, mask, "black")
+
+
+def show_allocation(
+    ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str], mask: str = "banded"
+) -> None:
+    """Allocation curves with their 95 % bands: precision of the most important pixels by budget.
+
+    Parameters
+    ----------
+    summary
+        From :func:`riba.evaluation.summarise`: rows with metric ``allocation@p``.
+    methods
+        Method to its label.
+    mask
+        ``"strict"`` or ``"banded"``.
+    """
+    curves = summary[summary["metric"].str.startswith("allocation@") & (summary["mask"] == mask)]
+    curves = curves.assign(share=curves["metric"].str.removeprefix("allocation@").astype(float))
+    for place, (method, label) in enumerate(methods.items()):
+        rows = curves[curves["method"] == method].sort_values("share")
+        style = {"color": f"C{place % 6}", "linestyle": "-" if place < 6 else "--"}
+        ax.plot(rows["share"], rows["mean"], label=label, **style)
+        ax.fill_between(rows["share"], rows["low"], rows["high"], color=style["color"], alpha=0.15)
+    for method, label in (("oracle", "oracle"), ("random", "chance")):
+        rows = curves[curves["method"] == method].sort_values("share")
+        ax.plot(rows["share"], rows["mean"], color="0.3", linestyle=":", linewidth=1)
+        ax.text(rows["share"].iloc[0], rows["mean"].iloc[0] + 0.015, label, fontsize=7, color="0.3")
+    ax.set(xscale="log", ylim=(0, 1.08), xlabel="most important pixels (share of the image)")
+    ax.set_ylabel("share of them on the object")
+    ax.set_xticks([0.01, 0.1, 0.5], ["1 %", "10 %", "50 %"])
 
 
 def comparison(
