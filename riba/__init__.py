@@ -1,7 +1,8 @@
 """riba: Relevance-IBA, information-bottleneck attribution handed down to the pixels by LRP."""
 
-from riba import checks, datasets, metrics, models, relevance, rules, scenes
+from riba import checks, datasets, evaluation, metrics, models, relevance, rules, scenes
 from riba.bottleneck import Information, InformationBottleneck
+from riba.evaluation import evaluate
 from riba.input_iba import InputIBA, InputInformation
 from riba.methods import METHODS
 from riba.readout import ReadoutBottleneck
@@ -23,6 +24,8 @@ __all__ = [
     "Workbench",
     "checks",
     "datasets",
+    "evaluate",
+    "evaluation",
     "load",
     "metrics",
     "models",

@@ -67,8 +67,65 @@ def spread(nats, features):
     return out
 
 
+def input_capacity(x, lambda_, m):
+    v = ((1 - lambda_) / (1 - m * lambda_)) ** 2
+    mu = lambda_ * (1 - m) * x / (1 - m * lambda_)
+    return -0.5 * (1 + v.log() - mu**2 - v)
+
+
+def best_at_stride(mask, stride):
+    rows, columns = (side // stride for side in mask.shape)
+    out = torch.zeros(rows, columns)
+    for i, j in np.ndindex(rows, columns):
+        cell = mask[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
+        out[i, j] = cell.sum() / stride**2
+    return out
+
+
+def allocation_area(values, mask):
+    ranked = sorted(zip(values.flatten().tolist(), mask.flatten().tolist(), strict=True))[::-1]
+    size, hits, total = int(mask.sum()), 0, 0.0
+    for budget in range(1, size + 1):
+        hits += ranked[budget - 1][1]
+        total += hits / budget
+    return total / size
+
+
+def two_object_contrast(values, own, other):
+    a, b = (np.maximum(values.numpy(), 0)[mask.numpy()].mean() for mask in (own, other))
+    return a / (a + b)
+
+
 # checker: the right answer, and wrong ones of the right shape
 TABLE = {
+    "input_capacity": (
+        input_capacity,
+        lambda x, lambda_, m: input_capacity(x, lambda_, torch.zeros_like(m)),
+        lambda x, lambda_, m: input_capacity(x, lambda_, 1 - m),
+        lambda x, lambda_, m: input_capacity(x, lambda_, m) / math.log(2),
+    ),
+    "best_at_stride": (
+        best_at_stride,
+        lambda mask, stride: mask[::stride, ::stride].double(),
+        lambda mask, stride: best_at_stride(mask, stride) * stride**2,
+        lambda mask, stride: best_at_stride(mask, stride).round(),
+    ),
+    "allocation_area": (
+        allocation_area,
+        lambda values, mask: (
+            mask.flatten()[values.flatten().topk(int(mask.sum())).indices].double().mean()
+        ),
+        lambda values, mask: allocation_area(-values, mask),
+        lambda values, mask: allocation_area(values, ~mask),
+    ),
+    "two_object_contrast": (
+        two_object_contrast,
+        lambda values, own, other: two_object_contrast(values, other, own),
+        lambda values, own, other: two_object_contrast(values.abs(), own, other),
+        lambda values, own, other: (
+            values.clamp(min=0)[own].sum() / values.clamp(min=0)[own | other].sum()
+        ),
+    ),
     "total_bits": (
         total_bits,
         lambda nats: nats.sum(),

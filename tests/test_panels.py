@@ -11,11 +11,17 @@ import matplotlib.pyplot as plt
 import pytest
 
 import riba
-from riba import models, panels, relevance, rules
+from riba import METHODS, methods, models, panels, relevance, rules
 from riba.bottleneck import InformationBottleneck
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
-PANELS = {"bottleneck": panels.bottleneck, "rules": panels.rule_bench, "descent": panels.descent}
+PANELS = {
+    "bottleneck": panels.bottleneck,
+    "resolution": panels.resolution,
+    "rules": panels.rule_bench,
+    "descent": panels.descent,
+    "allocation": panels.allocation,
+}
 
 
 # --- the wiring, with a render of our own --------------------------------------------------------
@@ -131,6 +137,12 @@ def wb(home):
     return riba.load()
 
 
+@pytest.fixture(autouse=True)
+def nothing_found():
+    """What methods keep of their last bottlenecks is of another test."""
+    methods._found.clear()
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """Grows by one with every optimisation of a bottleneck, which here takes two steps."""
@@ -230,6 +242,7 @@ def test_choices_are_all_there_is(wb, runs, unpainted):
     assert choices(bench, "pixels") == list(rules.PIXELS)
     assert choices(descent, "source") == list(relevance.SOURCES)
     assert set(choices(descent, "layer")) <= set(models.layer_names(wb.model))
+    assert set(panels.QUICK) < set(METHODS)
 
 
 def test_layers_have_the_strides_they_are_called_by(wb):

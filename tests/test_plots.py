@@ -8,6 +8,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -191,3 +192,34 @@ def test_the_style_is_that_of_the_workbook():
         assert mpl.rcParams["image.cmap"] == plots.UNSIGNED
         assert mpl.rcParams["figure.constrained_layout.use"]
         assert mpl.rcParams["svg.hashsalt"] == "riba"
+
+
+def test_hits_are_as_many_as_the_budget_and_coloured_by_the_mask(ax):
+    values = torch.arange(100.0).view(10, 10)
+    mask = torch.zeros(10, 10, dtype=torch.bool)
+    mask[9, :5] = True
+    plots.show_hits(ax, torch.rand(10, 10, 3), values, mask, share=0.1)
+    shown = np.asarray(ax.images[0].get_array())
+    hit, miss = (np.array(mpl.colors.to_rgb(colour)) for colour in (plots.HIT, plots.MISS))
+    assert (np.isclose(shown, hit).all(2) == mask.numpy()).all()
+    assert np.isclose(shown, miss).all(2)[9, 5:].all()
+    assert np.isclose(shown, miss).all(2).sum() == 5
+    rest = shown[:9]
+    assert np.allclose(rest[..., 0], rest[..., 1])  # grey
+
+
+def test_allocation_curves_are_those_of_the_summary(ax):
+    rows = [
+        (method, f"allocation@{share:g}", mask, level - share, level - share - 0.1, level, 9)
+        for method, level in (("iba", 0.9), ("oracle", 1.0), ("random", 0.2))
+        for share in (0.5, 0.05, 0.1)
+        for mask in ("strict", "banded")
+    ]
+    rows.append(("iba", "rank_accuracy", "banded", 0.3, 0.2, 0.4, 9))
+    names = ["method", "metric", "mask", "mean", "low", "high", "n"]
+    plots.show_allocation(ax, pd.DataFrame(rows, columns=names), {"iba": "IBA"})
+    (curve,) = (line for line in ax.lines if line.get_label() == "IBA")
+    assert list(curve.get_xdata()) == [0.05, 0.1, 0.5]
+    assert np.allclose(curve.get_ydata(), [0.85, 0.8, 0.4])
+    assert len(ax.lines) == 3  # with chance and oracle
+    assert len(ax.collections) == 1

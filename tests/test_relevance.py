@@ -501,3 +501,49 @@ def test_the_attributor_checks_a_strangers_network_at_its_first_call(images):
     attributor = RelevanceIBA(model, "c", stats)
     with pytest.raises(ValueError, match="Functional does not hand relevance down"):
         attributor(images, [0, 1, 2, 3])
+
+
+# --- the cascade ---------------------------------------------------------------------------------
+
+BELOW = "features.6"
+
+
+@pytest.fixture
+def found(net, images, begun):
+    """Information at two depths, as a bottleneck would hand it over: relevance and a spotlight."""
+    features = models.run_until(net, BELOW, images)
+    nats = torch.rand(features.shape, generator=torch.Generator().manual_seed(4))
+    return {LAYER: SimpleNamespace(nats=begun), BELOW: SimpleNamespace(nats=nats)}
+
+
+def test_a_cascade_is_two_descents_with_a_multiplication_between(net, images, found):
+    arrived = relevance.descend_all(net, LAYER, images, found[LAYER].nats, layers=[BELOW])[BELOW]
+    weighted = arrived * found[BELOW].nats.sum(1, keepdim=True)
+    weighted *= (total(arrived) / total(weighted)).float()[:, None, None, None]
+    expected = relevance.descend(net, BELOW, images, weighted)
+    torch.testing.assert_close(relevance.cascade(net, images, found), expected)
+
+
+def test_a_cascade_ends_with_the_nats_it_began_with(net, images, found):
+    pixels = relevance.cascade(net, images, found)
+    assert torch.allclose(total(pixels), total(found[LAYER].nats), rtol=1e-4)
+    assert (pixels >= 0).all()
+
+
+def test_one_depth_is_the_plain_descent(net, images, found):
+    alone = relevance.cascade(net, images, {LAYER: found[LAYER]})
+    assert torch.equal(alone, relevance.descend(net, LAYER, images, found[LAYER].nats))
+
+
+def test_equal_information_everywhere_changes_nothing(net, images, found):
+    found[BELOW].nats[:] = 3.0
+    plain = relevance.descend(net, LAYER, images, found[LAYER].nats)
+    # the two halves of the pass round differently from the whole
+    torch.testing.assert_close(relevance.cascade(net, images, found), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_where_nothing_is_known_the_relevance_stays_as_it_is(net, images, found):
+    found[BELOW].nats[:] = 0.0
+    pixels = relevance.cascade(net, images, found)
+    assert torch.isfinite(pixels).all()
+    assert torch.allclose(total(pixels), total(found[LAYER].nats), rtol=1e-4)

@@ -204,3 +204,39 @@ def test_the_drawing_code_is_the_bytes_of_its_files(tmp_path, monkeypatch):
     one = datasets.drawing_code()
     (tmp_path / "shapes.py").write_text("two")
     assert len({before, one, datasets.drawing_code()}) == 3
+
+
+# --- several objects in a scene ------------------------------------------------------------------
+
+
+def test_either_object_of_a_scene_can_be_the_samples_own():
+    first, second = (datasets.Scenes("test", 3, others=1, target=target)[2] for target in (0, 1))
+    scene = datasets.Scenes("test", 3, others=1).scene(2)
+    assert torch.equal(first.image, second.image)
+    assert (first.label, second.label) == scene.labels
+    assert torch.equal(first.mask, second.other)
+    assert torch.equal(second.mask, first.other)
+    assert not (first.mask & first.other).any()
+    assert first.name == second.name == "test-others=1-2"
+
+
+def test_a_single_object_has_no_other_and_a_name_of_its_own(wb):
+    assert wb.test[0].other is None
+    assert [wb.test[0].name, wb.test[7].name, wb.validation[7].name] == [
+        *("test-0", "test-7"), "validation-7"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="target must be 0 to 1, got 2"):
+        datasets.Scenes("test", 3, others=1, target=2)
+
+
+def test_depths_go_down_from_the_layer(wb):
+    assert wb.depths == ("features.14", "features.11", "features.6")
+    assert wb.at("features.11").depths == ("features.11", "features.6")
+    assert wb.at("features.6").depths == ("features.6",)
+    assert models.layer_names(wb.model).index(wb.top) > models.layer_names(wb.model).index(wb.layer)
+
+
+def test_bounds_are_black_and_white(wb):
+    for value, bound in zip((0, 255), wb.bounds, strict=True):
+        picture = np.full((2, 2, 3), value, dtype=np.uint8)
+        assert torch.allclose(datasets.normalise(picture), torch.tensor(bound))
