@@ -1,35 +1,27 @@
-"""Methods × samples × metrics: one tidy table, resumable, and its statistics.
-
-``python -m riba.evaluation`` runs it without a notebook; ``make evaluation`` writes the tables in
-``data/``.
-"""
+"""Methods × samples × metrics: one tidy table, written as it grows and resumable."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import wilcoxon
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from riba import datasets, metrics
 from riba.methods import METHODS, find_method
-from riba.models import DATA, fingerprint
-from riba.plots import versions
-from riba.workbench import Workbench, load
+from riba.models import fingerprint
+from riba.workbench import Workbench
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
 """Budgets at which the allocation curve is tabulated."""
@@ -38,8 +30,6 @@ CONTRAST = "two_object_contrast"
 METRICS = (*metrics.LOCALISATION, *CURVE, CONTRAST, *metrics.FAITHFULNESS)
 """Names of everything that can be measured."""
 HEADLINE = ("allocation_area", "rank_accuracy", "mass_accuracy")
-SMALLEST, LARGEST = 0.01, 0.75
-"""Objects outside this share of the image are not judged."""
 BATCH = 8
 KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
 
@@ -100,8 +90,9 @@ def evaluate(
         _find_metric(metric)
     rows = [_identified(sample) for sample in samples]
     _check_samples(samples, rows, metrics)
-    folder = None if out is None else _opened(Path(out), wb, seed)
+    folder = None if out is None else _opened(Path(out), wb)
     done = _read(folder)
+    done = done[done["seed"] == seed]
     blocks = list(_blocks(rows, methods, tuple(metrics), done, batch))
     frames = [done]
     total = sum(len(indices) * len(jobs) for indices, jobs in blocks)
@@ -110,7 +101,7 @@ def evaluate(
             frames.append(frame)
             bar.update(frame["digest"].nunique())
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
-    return _asked_for(table, rows, methods, metrics, seed)
+    return _asked_for(table, rows, methods, metrics)
 
 
 def _asked_for(
@@ -118,7 +109,6 @@ def _asked_for(
     rows: list[dict],
     methods: Sequence[str],
     metrics: Sequence[str],
-    seed: int,
 ) -> pd.DataFrame:
     """Rows of this call, in the order of its arguments, whatever order they were measured in."""
     orders = {
@@ -126,10 +116,8 @@ def _asked_for(
         "digest": {row["digest"]: place for place, row in enumerate(rows)},
         "metric": {name: place for place, name in enumerate(metrics)},
     }
-    kept = table["seed"] == seed
-    for column, order in orders.items():
-        kept &= table[column].isin(list(order))
-    table = table[kept].drop_duplicates(KEYS)
+    kept = [table[column].isin(list(order)) for column, order in orders.items()]
+    table = table[np.logical_and.reduce(kept)].drop_duplicates(KEYS)
     places = {column: table[column].map(order) for column, order in orders.items()}
     ranks = np.lexsort([table["mask"], places["metric"], places["digest"], places["method"]])
     return table.iloc[ranks].reset_index(drop=True)
@@ -327,7 +315,7 @@ def _localised(
 # --- the folder of results -----------------------------------------------------------------------
 
 
-def _opened(folder: Path, wb: Workbench, seed: int) -> Path:
+def _opened(folder: Path, wb: Workbench) -> Path:
     """The folder, new or of these very settings."""
     settings = {
         "model": fingerprint(wb.model),
@@ -384,274 +372,3 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-# --- statistics ----------------------------------------------------------------------------------
-
-
-def summarise(table: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
-    """Mean over scenes with a bootstrapped 95 % interval.
-
-    Objects and seeds of one scene are averaged first: scenes are what is drawn at random.
-
-    Returns
-    -------
-    One row per method × metric × mask: columns ``method, metric, mask, mean, low, high, n``.
-    """
-    rows = []
-    for (method, metric, mask), values in _per_scene(table):
-        low, high = _interval(values, resamples)
-        rows.append((method, metric, mask, values.mean(), low, high, len(values)))
-    return pd.DataFrame(rows, columns=["method", "metric", "mask", "mean", "low", "high", "n"])
-
-
-def compare(
-    table: pd.DataFrame, against: str = "relevance-iba", resamples: int = 10_000
-) -> pd.DataFrame:
-    """Every method against one, paired over the scenes that both have.
-
-    ``difference`` is the method's mean less the other's, with a bootstrapped 95 % interval;
-    ``p_holm`` is Wilcoxon's signed-rank p, two-sided, after Holm over all methods of one metric
-    and mask.
-
-    Returns
-    -------
-    One row per method × metric × mask: columns ``method, against, metric, mask, difference, low,
-    high, n, p_holm``.
-
-    Raises
-    ------
-    ValueError
-        ``against`` is not in the table.
-    """
-    if against not in set(table["method"]):
-        raise ValueError(f"no method {against!r} in this table: {_listed(table['method'])}")
-    groups = dict(_per_scene(table))
-    rows = []
-    for (method, metric, mask), values in groups.items():
-        other = groups.get((against, metric, mask))
-        if method == against or other is None:
-            continue
-        difference = (values - other).dropna()
-        low, high = _interval(difference, resamples)
-        p = wilcoxon(difference).pvalue if difference.any() else 1.0
-        rows.append(
-            (method, against, metric, mask, difference.mean(), low, high, len(difference), p)
-        )
-    names = ["method", "against", "metric", "mask", "difference", "low", "high", "n", "p_holm"]
-    result = pd.DataFrame(rows, columns=names)
-    result["p_holm"] = result.groupby(["metric", "mask"])["p_holm"].transform(holm)
-    return result
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """p values corrected for their number by Holm's step-down procedure (1979)."""
-    order = p.sort_values()
-    steps = order * np.arange(len(order), 0, -1)
-    return steps.cummax().clip(upper=1).reindex(p.index)
-
-
-def by_size(table: pd.DataFrame) -> pd.Series:
-    """Tercile of each row's object size among the table's samples: small, medium or large."""
-    areas = table.drop_duplicates("digest")["area"]
-    edges = [0, *areas.quantile([1 / 3, 2 / 3]), 1]
-    return pd.cut(table["area"], edges, labels=["small", "medium", "large"])
-
-
-def _per_scene(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Series]]:
-    scenes = table.dropna(subset="value").groupby(
-        ["method", "metric", "mask", "sample"], sort=False, observed=True
-    )["value"]
-    for key, values in scenes.mean().groupby(level=[0, 1, 2], sort=False, observed=True):
-        yield key, values.droplevel([0, 1, 2])
-
-
-def _interval(values: pd.Series, resamples: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, 95 %."""
-    draw = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    means = values.to_numpy()[draw].mean(axis=1)
-    return tuple(np.quantile(means, [0.025, 0.975]))
-
-
-def _listed(names: pd.Series) -> str:
-    return ", ".join(names.unique())
-
-
-def results_table(summary: pd.DataFrame) -> str:
-    """The headline numbers of :func:`summarise` as a Markdown table, the best method first."""
-    columns = {
-        "allocation area": ("allocation_area", "banded"),
-        "strict": ("allocation_area", "strict"),
-        "rank accuracy": ("rank_accuracy", "banded"),
-        "mass accuracy": ("mass_accuracy", "banded"),
-        "mass, strict": ("mass_accuracy", "strict"),
-        "two-object contrast": (CONTRAST, "banded"),
-    }
-    by_method = summary.set_index(["metric", "mask", "method"])
-    first = by_method.loc[("allocation_area", "banded")].sort_values("mean", ascending=False)
-    lines = [
-        f"| method | {' | '.join(columns)} | scenes |",
-        f"|---|{'---|' * len(columns)}---|",
-    ]
-    for method in first.index:
-        cells = []
-        for metric, mask in columns.values():
-            row = by_method.loc[(metric, mask, method)]
-            half = (row["high"] - row["low"]) / 2
-            cells.append(f"{row['mean']:.3f} ± {half:.3f}")
-        lines.append(f"| `{method}` | {' | '.join(cells)} | {first.loc[method, 'n']} |")
-    return "\n".join(lines)
-
-
-# --- command line --------------------------------------------------------------------------------
-
-
-def select(
-    wb: Workbench, samples: Sequence[datasets.Sample], count: int
-) -> tuple[list[datasets.Sample], dict[str, int]]:
-    """The first ``count`` samples that can be judged, and how many were passed over and why.
-
-    The network gets the class right (with a second object: both classes are its top two), and the
-    object covers 1–75 % of the image.
-    """
-    kept, passed = [], {"wrong class": 0, "object too small or large": 0}
-    for index in range(len(samples)):
-        if len(kept) == count:
-            break
-        sample = samples[index]
-        best = wb.predict(sample.image[None])[0].topk(1 if sample.other is None else 2).indices
-        if not SMALLEST <= sample.mask.double().mean() <= LARGEST:
-            passed["object too small or large"] += 1
-        elif sample.label not in best:
-            passed["wrong class"] += 1
-        else:
-            kept.append(sample)
-    return kept, passed
-
-
-def select_pairs(
-    wb: Workbench, split: str, count: int
-) -> tuple[list[datasets.Sample], dict[str, int]]:
-    """Both objects of the first two-object scenes whose classes are the network's top two."""
-    sides = [datasets.Scenes(split, 2 * count, others=1, target=target) for target in (0, 1)]
-    kept, passed = [], 0
-    for index in range(2 * count):
-        pair, _ = select(wb, [side[index] for side in sides], 2)
-        passed += len(pair) < 2
-        kept += pair if len(pair) == 2 else []
-        if len(kept) == 2 * count:
-            break
-    return kept, {"two objects, not both on top or too small": passed}
-
-
-SLOW = ("input-iba", "input-iba-nats")
-
-
-def run(arguments: argparse.Namespace, executor: Executor | None) -> tuple[pd.DataFrame, dict]:
-    """The whole evaluation of the command line: the table, and what it was made with."""
-    wb = load()
-    singles, passed = select(wb, datasets.Scenes(arguments.split, 1000), arguments.scenes)
-    pairs, passed_pairs = select_pairs(wb, arguments.split, arguments.pairs)
-    wanted = arguments.methods or list(METHODS)
-    tables = []
-    for methods, share in (
-        ([m for m in wanted if m not in SLOW], 1.0),
-        ([m for m in wanted if m in SLOW], arguments.slow / arguments.scenes),
-    ):
-        alone = [m for m in arguments.metrics if m != CONTRAST]
-        for samples, measures in ((singles, alone), (pairs, [CONTRAST])):
-            some = samples[: max(2, 2 * round(share * len(samples) / 2))]
-            measures = [m for m in measures if m in arguments.metrics]
-            if methods and measures and some:
-                settings = {"out": arguments.out, "executor": executor, "seed": arguments.seed}
-                tables.append(evaluate(wb, methods, some, measures, **settings))
-    note = {
-        "split": arguments.split,
-        "scenes": len(singles),
-        "two-object scenes": len(pairs) // 2,
-        "passed over": {
-            **passed,
-            "two-object: " + next(iter(passed_pairs)): sum(passed_pairs.values()),
-        },
-        "seed": arguments.seed,
-        "model": fingerprint(wb.model),
-        "layer": wb.layer,
-        "depths": wb.depths,
-        "drawing code": datasets.drawing_code(),
-        "versions": versions(),
-    }
-    return pd.concat(tables, ignore_index=True), note
-
-
-def write_tables(table: pd.DataFrame, summary: pd.DataFrame, note: dict, folder: Path) -> None:
-    """Per-sample values, summary, comparisons and settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    small = table.astype({name: "category" for name in KEYS if name not in ("label", "seed")})
-    small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
-    small.to_parquet(folder / "evaluation.parquet", index=False, compression="zstd")
-    masked = summary["mask"] != "none"
-    style = {"index": False, "float_format": "%.6g"}
-    summary[masked].to_csv(folder / "evaluation.csv", **style)
-    summary[~masked].drop(columns="mask").to_csv(folder / "faithfulness.csv", **style)
-    if "relevance-iba" in set(table["method"]):
-        located = table[table["mask"] != "none"]
-        compare(located).to_csv(folder / "comparisons.csv", **style)
-    text = json.dumps(note, indent=1, ensure_ascii=False) + "\n"
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
-
-
-def fill_in(page: Path, table: str) -> None:
-    """Put a table between the two ``results`` marks of a Markdown page."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
-MARKS = ("<!-- results -->", "<!-- end of results -->")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: ``python -m riba.evaluation --help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m riba.evaluation",
-        description="Every method against the masks of the bundled scenes. Run it again after a "
-        "stop: it goes on where it was.",
-    )
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--scenes", type=int, default=200, help="scenes with one object")
-    parser.add_argument("--pairs", type=int, default=200, help="scenes with two objects")
-    parser.add_argument("--slow", type=int, default=50, help="of each for InputIBA")
-    parser.add_argument("--methods", nargs="+", help="names out of riba.METHODS; all by default")
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        default=[m for m in METRICS if m != "sensitivity_n"],
-        help="names out of riba.evaluation.METRICS; by default all but sensitivity_n",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is this one alone")
-    parser.add_argument("--out", type=Path, default=DATA / "cache" / "evaluation")
-    parser.add_argument("--tables", type=Path, help="folder for the summary tables")
-    parser.add_argument("--page", type=Path, help="Markdown page to put the results table into")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.workers:
-            with ProcessPoolExecutor(
-                arguments.workers, get_context("spawn"), torch.set_num_threads, (1,)
-            ) as pool:
-                table, note = run(arguments, pool)
-        else:
-            table, note = run(arguments, None)
-    except ValueError as error:
-        parser.error(str(error))
-    summary = summarise(table)
-    if arguments.tables:
-        write_tables(table, summary, note, arguments.tables)
-    if arguments.page:
-        fill_in(arguments.page, results_table(summary))
-    print(summary.to_string(index=False))
-
-
-if __name__ == "__main__":
-    main()

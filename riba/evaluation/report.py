@@ -1,0 +1,65 @@
+"""Tables for readers: files in a folder, and Markdown in a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from riba.evaluation.statistics import compare
+from riba.evaluation.table import CONTRAST, KEYS
+
+MARKS = ("<!-- results -->", "<!-- end of results -->")
+"""Between these lines of a Markdown page the results table goes."""
+
+
+def results_table(summary: pd.DataFrame) -> str:
+    """The headline numbers of :func:`summarise` as a Markdown table, the best method first."""
+    columns = {
+        "allocation area": ("allocation_area", "banded"),
+        "strict": ("allocation_area", "strict"),
+        "rank accuracy": ("rank_accuracy", "banded"),
+        "mass accuracy": ("mass_accuracy", "banded"),
+        "mass, strict": ("mass_accuracy", "strict"),
+        "two-object contrast": (CONTRAST, "banded"),
+    }
+    by_method = summary.set_index(["metric", "mask", "method"])
+    first = by_method.loc[("allocation_area", "banded")].sort_values("mean", ascending=False)
+    lines = [
+        f"| method | {' | '.join(columns)} | scenes |",
+        f"|---|{'---|' * len(columns)}---|",
+    ]
+    for method in first.index:
+        cells = []
+        for metric, mask in columns.values():
+            row = by_method.loc[(metric, mask, method)]
+            half = (row["high"] - row["low"]) / 2
+            cells.append(f"{row['mean']:.3f} ± {half:.3f}")
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {first.loc[method, 'n']} |")
+    return "\n".join(lines)
+
+
+def write_tables(table: pd.DataFrame, summary: pd.DataFrame, note: dict, folder: Path) -> None:
+    """Per-sample values, summary, comparisons and settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    small = table.astype({name: "category" for name in KEYS if name not in ("label", "seed")})
+    small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
+    small.to_parquet(folder / "evaluation.parquet", index=False, compression="zstd")
+    masked = summary["mask"] != "none"
+    style = {"index": False, "float_format": "%.6g"}
+    summary[masked].to_csv(folder / "evaluation.csv", **style)
+    summary[~masked].drop(columns="mask").to_csv(folder / "faithfulness.csv", **style)
+    if "relevance-iba" in set(table["method"]):
+        located = table[table["mask"] != "none"]
+        compare(located).to_csv(folder / "comparisons.csv", **style)
+    text = json.dumps(note, indent=1, ensure_ascii=False) + "\n"
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+
+
+def fill_in(page: Path, table: str) -> None:
+    """Put a table between the two ``results`` marks of a Markdown page."""
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
