@@ -31,17 +31,16 @@ def run(arguments: argparse.Namespace, executor: Executor | None) -> tuple[pd.Da
     pairs, passed_pairs = select_pairs(wb, arguments.split, arguments.pairs)
     wanted = arguments.methods or list(METHODS)
     tables = []
-    for methods, share in (
-        ([m for m in wanted if m not in SLOW], 1.0),
-        ([m for m in wanted if m in SLOW], arguments.slow / arguments.scenes),
+    for methods, scenes, two in (
+        ([m for m in wanted if m not in SLOW], len(singles), len(pairs) // 2),
+        ([m for m in wanted if m in SLOW], arguments.slow, arguments.slow),
     ):
         alone = [m for m in arguments.metrics if m != CONTRAST]
-        for samples, measures in ((singles, alone), (pairs, [CONTRAST])):
-            some = samples[: max(2, 2 * round(share * len(samples) / 2))]
-            measures = [m for m in measures if m in arguments.metrics]
-            if methods and measures and some:
+        together = [m for m in arguments.metrics if m == CONTRAST]
+        for samples, measures in ((singles[:scenes], alone), (pairs[: 2 * two], together)):
+            if methods and measures and samples:
                 settings = {"out": arguments.out, "executor": executor, "seed": arguments.seed}
-                tables.append(evaluate(wb, methods, some, measures, **settings))
+                tables.append(evaluate(wb, methods, samples, measures, **settings))
     note = {
         "split": arguments.split,
         "scenes": len(singles),

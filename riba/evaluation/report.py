@@ -24,7 +24,7 @@ def results_table(summary: pd.DataFrame) -> str:
         "mass, strict": ("mass_accuracy", "strict"),
         "two-object contrast": (CONTRAST, "banded"),
     }
-    by_method = summary.set_index(["metric", "mask", "method"])
+    by_method = summary.set_index(["metric", "mask", "method"]).sort_index()
     first = by_method.loc[("allocation_area", "banded")].sort_values("mean", ascending=False)
     lines = [
         f"| method | {' | '.join(columns)} | scenes |",

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from riba import datasets, metrics
 from riba.methods import METHODS, find_method
 from riba.models import fingerprint
+from riba.relevance import frozen_copy
 from riba.workbench import Workbench
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
@@ -88,6 +90,9 @@ def evaluate(
         find_method(method)
     for metric in metrics:
         _find_metric(metric)
+    for what, names in (("methods", methods), ("metrics", metrics)):
+        if not names:
+            raise ValueError(f"no {what}: name at least one")
     rows = [_identified(sample) for sample in samples]
     _check_samples(samples, rows, metrics)
     folder = None if out is None else _opened(Path(out), wb)
@@ -233,7 +238,8 @@ def _run(
 
 
 def _explain_all(wb: Workbench, *task: object) -> list[pd.DataFrame]:
-    return list(_explain_block(wb, *task))
+    """A block in a worker, on a network of its own: threads would meet each other's hooks."""
+    return list(_explain_block(replace(wb, model=frozen_copy(wb.model)), *task))
 
 
 def _explain_block(
@@ -248,9 +254,9 @@ def _explain_block(
     images, labels, masks = datasets.stack(samples)
     device = next(wb.model.parameters()).device
     images, masks = images.to(device), masks.to(device)
-    others = None
-    if all(sample.other is not None for sample in samples):
-        others = torch.stack([sample.other for sample in samples]).to(device)
+    nothing = torch.zeros_like(samples[0].mask)
+    others = [nothing if sample.other is None else sample.other for sample in samples]
+    others = torch.stack(others).to(device)
     for method, wanted in jobs:
         maps = METHODS[method](wb, images, labels, masks=masks, seed=seed)
         frame = pd.DataFrame(
@@ -273,13 +279,11 @@ def _measure(
     images: Tensor,
     labels: Tensor,
     masks: Tensor,
-    others: Tensor | None,
+    others: Tensor,
     seed: int,
 ) -> dict[tuple[str, str], Tensor]:
     """(metric, mask) to B values."""
-    band = metrics.border_band(masks)
-    if others is not None:
-        band |= metrics.border_band(others)
+    band = metrics.border_band(masks) | metrics.border_band(others)
     measured = {}
     for name in wanted:
         if name in metrics.FAITHFULNESS:
@@ -291,9 +295,7 @@ def _measure(
     return measured
 
 
-def _localised(
-    name: str, maps: Tensor, masks: Tensor, others: Tensor | None, void: Tensor
-) -> Tensor:
+def _localised(name: str, maps: Tensor, masks: Tensor, others: Tensor, void: Tensor) -> Tensor:
     """One localisation metric; NaN for an object that vanishes under the void band."""
     there = (masks & ~void).any((1, 2))
     if name == CONTRAST:
@@ -335,7 +337,7 @@ def _opened(folder: Path, wb: Workbench) -> Path:
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(
             f"{folder} is not empty and holds no results of an evaluation: choose another folder"
         )
@@ -351,6 +353,7 @@ def _read(folder: Path | None) -> pd.DataFrame:
             frames.append(pd.read_parquet(path))
         except (OSError, ValueError) as error:
             warnings.warn(f"{path} is unreadable ({error}); measured again", stacklevel=3)
+            path.unlink()
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 

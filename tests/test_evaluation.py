@@ -1,0 +1,827 @@
+"""One table whatever the way to it: batches, stops, kills and executors; and what it says."""
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+from scipy.stats import wilcoxon
+
+import riba
+from riba import datasets, evaluation, metrics
+from riba.evaluation import evaluate
+from riba.models import DATA
+
+pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
+
+COLUMNS = ["sample", "label", "digest", "area", "method", "seed", "metric", "mask", "value"]
+SUMMARY = ["method", "metric", "mask", "mean", "low", "high", "n"]
+COMPARISON = [
+    *("method", "against", "metric", "mask", "difference", "low", "high", "n", "p_holm"),
+]
+METHODS = ["gradient", "grad-cam", "iba", "random", "edges", "oracle"]
+MEASURES = ["mass_accuracy", "deletion", "allocation_area", "allocation@0.1"]
+CHEAP = ["edges", "oracle"]
+
+
+@pytest.fixture(scope="module")
+def wb(home):
+    return riba.load()
+
+
+@pytest.fixture(scope="module")
+def samples(wb):
+    return [wb.test[i] for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    sides = [datasets.Scenes("test", 3, others=1, target=target) for target in (0, 1)]
+    return [side[i] for i in range(2) for side in sides]
+
+
+@pytest.fixture(scope="module")
+def table(wb, samples):
+    return evaluate(wb, METHODS, samples[:3], MEASURES, batch=3)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(method, images) of every call of a cheap method."""
+    made = []
+
+    def counted(name, method):
+        def run(wb, images, targets, **settings):
+            made.append((name, len(images)))
+            return method(wb, images, targets, **settings)
+
+        return run
+
+    for name in (*CHEAP, "random", "centre"):
+        monkeypatch.setitem(riba.METHODS, name, counted(name, riba.METHODS[name]))
+    return made
+
+
+def parts(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")}
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_a_row_per_sample_method_metric_and_mask_in_the_order_of_the_arguments(table, samples):
+    assert list(table.columns) == COLUMNS
+    expected = [
+        (method, sample.name, metric, mask)
+        for method, sample, metric in itertools.product(METHODS, samples[:3], MEASURES)
+        for mask in (["none"] if metric == "deletion" else ["banded", "strict"])
+    ]
+    keys = ["method", "sample", "metric", "mask"]
+    assert list(table[keys].itertuples(index=False, name=None)) == expected
+    assert list(table.index) == list(range(len(expected)))
+
+
+def test_rows_tell_their_sample(table, samples):
+    assert set(table["seed"]) == {0}
+    assert table["digest"].nunique() == 3
+    for sample in samples[:3]:
+        own = table[table["sample"] == sample.name]
+        assert set(own["label"]) == {sample.label}
+        assert own["digest"].nunique() == 1
+        np.testing.assert_allclose(own["area"], sample.mask.double().mean().item())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_are_those_of_method_and_metric_called_directly(wb, table, samples, method):
+    images, labels, masks = datasets.stack(samples[:3])
+    maps = riba.METHODS[method](wb, images, labels, masks=masks, seed=0)
+    band = metrics.border_band(masks)
+    expected = {("deletion", "none"): metrics.deletion(wb.model, images, labels, maps)}
+    for mask, void in (("strict", None), ("banded", band)):
+        expected |= {
+            ("mass_accuracy", mask): metrics.mass_accuracy(maps, masks, void),
+            ("allocation_area", mask): metrics.allocation_area(maps, masks, void),
+            ("allocation@0.1", mask): metrics.allocation_curve(maps, masks, [0.1], void)[:, 0],
+        }
+    of_method = table[table["method"] == method].set_index(["metric", "mask"])
+    for key, values in expected.items():
+        np.testing.assert_allclose(of_method.loc[[key], "value"], values, rtol=1e-6, err_msg=key)
+
+
+def test_the_oracle_scores_one(wb, samples, pairs):
+    unboxed = [m for m in metrics.LOCALISATION if m != "bounding_box_ratio"]
+    alone = evaluate(wb, ["oracle"], samples, unboxed)
+    assert alone["value"].to_numpy() == pytest.approx(1)
+    contrast = evaluate(wb, ["oracle", "centre"], pairs, [evaluation.CONTRAST])
+    values = contrast.set_index("method")["value"]
+    assert values["oracle"].to_numpy() == pytest.approx(1)
+    # one map for both classes: what one object wins the other loses
+    own = values["centre"].to_numpy().reshape(-1, 2, 2)
+    np.testing.assert_allclose(own[:, 0] + own[:, 1], 1)
+
+
+def test_neither_batch_nor_order_changes_a_value(wb, table, samples):
+    shuffled = [samples[i] for i in (2, 0, 1)]
+    other = evaluate(wb, METHODS[::-1], shuffled, MEASURES[::-1], batch=2)
+    keys = [name for name in COLUMNS if name != "value"]
+    one, two = (t.sort_values(keys, ignore_index=True) for t in (table, other))
+    assert_frame_equal(one, two, rtol=1e-3, atol=1e-4)
+    controls = one["method"].isin(["random", "edges", "oracle"]) & (one["metric"] != "deletion")
+    assert_frame_equal(one[controls], two[controls], rtol=1e-12)
+
+
+def test_a_pair_is_judged_alike_beside_single_objects(wb, samples, pairs):
+    mixed = [samples[0], pairs[0], pairs[1]]
+    together = evaluate(wb, CHEAP, mixed, batch=3)
+    apart = evaluate(wb, CHEAP, mixed, batch=1)
+    assert_frame_equal(together, apart)
+
+
+def test_what_does_not_apply_is_nan(wb, samples):
+    thin = torch.zeros_like(samples[0].mask)
+    thin[60:62, 60:62] = True
+    wide = torch.zeros_like(thin)
+    wide[4:-4, 4:-4] = True
+    odd = [dataclasses.replace(samples[0], mask=mask, name="") for mask in (thin, wide)]
+    odd.append(samples[1])
+    values = evaluate(wb, ["centre"], odd, ["rank_accuracy", "bounding_box_ratio"])
+    values = values.pivot_table("value", ["metric", "mask"], "digest", "mean", sort=False)
+    values.columns = ["thin", "wide", "usual"]
+    assert values["usual"].notna().all()
+    assert values["thin"].isna().tolist() == [True, False, True, False]
+    assert values["wide"].isna().tolist() == [False, False, True, True]
+
+
+def test_seeds_change_what_is_random_and_nothing_else(wb, samples):
+    methods, some = ["random", "edges"], samples[:2]
+    zero, one = (evaluate(wb, methods, some, ["mass_accuracy"], seed=seed) for seed in (0, 1))
+    assert set(one["seed"]) == {1}
+    changed, noise = zero["value"] != one["value"], zero["method"] == "random"
+    assert changed[noise].all()
+    assert not changed[~noise].any()
+
+
+# --- stopped and started again -------------------------------------------------------------------
+
+
+def test_a_second_run_computes_nothing(wb, samples, tmp_path, calls):
+    first = evaluate(wb, CHEAP, samples, out=tmp_path, batch=4)
+    assert sorted(calls) == [("edges", 2), ("edges", 4), ("oracle", 2), ("oracle", 4)]
+    before = parts(tmp_path)
+    assert len(before) == 4
+    calls.clear()
+    again = evaluate(wb, CHEAP, samples, out=str(tmp_path), batch=2)
+    assert calls == []
+    assert parts(tmp_path) == before
+    assert_frame_equal(first, again)
+    assert_frame_equal(again, evaluate(wb, CHEAP, samples))
+
+
+def test_only_what_is_missing_is_computed(wb, samples, tmp_path, calls):
+    def made(methods, count, measures):
+        calls.clear()
+        given = evaluate(wb, methods, samples[:count], measures, out=tmp_path)
+        missing = list(calls)
+        assert_frame_equal(given, evaluate(wb, methods, samples[:count], measures))
+        return missing
+
+    assert made(["edges"], 3, ["rank_accuracy"]) == [("edges", 3)]
+    assert made(["random", "edges"], 3, ["rank_accuracy"]) == [("random", 3)]
+    assert made(["random", "edges"], 5, ["rank_accuracy"]) == [("random", 2), ("edges", 2)]
+    before = parts(tmp_path)
+    assert made(["edges"], 4, ["mass_accuracy", "rank_accuracy"]) == [("edges", 4)]
+    (added,) = parts(tmp_path).keys() - before.keys()
+    assert set(pd.read_parquet(tmp_path / added)["metric"]) == {"mass_accuracy"}
+    assert made(["edges"], 2, ["mass_accuracy"]) == []
+
+
+def test_another_seed_is_measured_apart(wb, samples, tmp_path, calls):
+    zero = evaluate(wb, ["random"], samples[:2], out=tmp_path)
+    one = evaluate(wb, ["random"], samples[:2], out=tmp_path, seed=1)
+    assert calls == [("random", 2)] * 2
+    assert_frame_equal(zero, evaluate(wb, ["random"], samples[:2], out=tmp_path))
+    assert_frame_equal(one, evaluate(wb, ["random"], samples[:2], out=tmp_path, seed=1))
+    assert len(calls) == 2
+    assert not np.allclose(zero["value"], one["value"])
+
+
+def damaged(folder):
+    """The folder with one truncated part; its method."""
+    path = sorted(folder.glob("part-*.parquet"))[0]
+    (method,) = pd.read_parquet(path)["method"].unique()
+    path.write_bytes(path.read_bytes()[:-200])
+    return method
+
+
+def test_a_damaged_part_is_measured_again(wb, samples, tmp_path, calls):
+    sound = evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    method = damaged(tmp_path)
+    calls.clear()
+    with pytest.warns(UserWarning, match=r"part-.*parquet is unreadable .*measured again"):
+        again = evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    assert calls == [(method, 2)]
+    assert_frame_equal(sound, again)
+
+
+def test_a_damaged_part_is_mended(wb, samples, tmp_path, calls, recwarn):
+    sound = evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    damaged(tmp_path)
+    evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    calls.clear()
+    recwarn.clear()
+    assert_frame_equal(sound, evaluate(wb, CHEAP, samples[:2], out=tmp_path))
+    assert calls == []
+    assert not [w for w in recwarn if "unreadable" in str(w.message)]
+
+
+def test_what_a_killed_writer_left_is_ignored(wb, samples, tmp_path, calls, recwarn):
+    sound = evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    path = next(tmp_path.glob("part-*.parquet"))
+    path.rename(tmp_path / f".{path.name}.4711")
+    (tmp_path / ".part-0123.parquet.4712").write_bytes(b"half a")
+    calls.clear()
+    assert_frame_equal(sound, evaluate(wb, CHEAP, samples[:2], out=tmp_path))
+    assert len(calls) == 1
+    assert not [w for w in recwarn if "unreadable" in str(w.message)]
+
+
+def test_a_run_killed_at_its_very_start_goes_on(wb, samples, tmp_path):
+    (tmp_path / ".settings.json.4711").write_text("{")
+    again = evaluate(wb, CHEAP, samples[:1], out=tmp_path)
+    assert_frame_equal(again, evaluate(wb, CHEAP, samples[:1]))
+
+
+def test_an_error_keeps_what_was_measured_before(wb, samples, tmp_path, calls, monkeypatch):
+    counted = riba.METHODS["oracle"]
+    with monkeypatch.context() as patch:
+        patch.setitem(riba.METHODS, "oracle", failing_for(samples[3], counted))
+        with pytest.raises(ValueError, match="out of luck"):
+            evaluate(wb, CHEAP, samples, out=tmp_path, batch=2)
+    assert len(parts(tmp_path)) == 3
+    calls.clear()
+    again = evaluate(wb, CHEAP, samples, out=tmp_path, batch=2)
+    assert sorted(calls) == [("edges", 2), ("oracle", 2), ("oracle", 2)]
+    assert_frame_equal(again, evaluate(wb, CHEAP, samples))
+
+
+def failing_for(sample, method):
+    def run(wb, images, targets, **settings):
+        if any(torch.equal(image, sample.image) for image in images):
+            raise ValueError("out of luck")
+        return method(wb, images, targets, **settings)
+
+    return run
+
+
+RUNNER = """
+import os, sys
+from functools import partial
+from pathlib import Path
+import torch
+import riba
+from riba import datasets, workbench
+from riba.statistics import FeatureStatistics
+
+datasets.DATA = home = Path(sys.argv[1])
+workbench.REFERENCE_IMAGES = 40
+FeatureStatistics.cached = partial(FeatureStatistics.cached, folder=home)
+torch.set_num_threads(1)
+wb = riba.load()
+methods, samples = sys.argv[3:], [wb.test[i] for i in range(int(sys.argv[2]))]
+print("ready", flush=True)
+for out in sys.stdin:
+    child = os.fork()
+    if not child:
+        riba.evaluate(wb, methods, samples, out=out.strip(), batch=2)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+"""A new process for every folder named on stdin; forked, because importing torch takes seconds."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, no fork")
+def test_three_kills_change_nothing(wb, home, tmp_path):
+    methods, count = ["gradient", "grad-cam", "edges", "random"], 24
+    out, chance = tmp_path / "killed", random.Random(0)
+    (tmp_path / "runner.py").write_text(RUNNER)
+    command = [sys.executable, str(tmp_path / "runner.py"), str(home), str(count), *methods]
+    survived = {}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as runner:
+        try:
+            assert runner.stdout.readline() == "ready\n"
+            for more in (0, chance.randint(1, 10), chance.randint(1, 10)):
+                child = start(runner, out)
+                wait_until_there(len(survived) + more, out)
+                time.sleep(chance.uniform(0, 0.05))  # in the midst of whatever it does then
+                os.kill(child, signal.SIGKILL)
+                assert os.WTERMSIG(int(runner.stdout.readline())) == signal.SIGKILL
+                before, survived = survived, stamped(out)
+                assert before.items() <= survived.items()
+            assert 0 < len(survived) < len(methods) * count // 2
+            start(runner, out)
+            assert int(runner.stdout.readline()) == 0
+        finally:
+            runner.kill()
+    finished = stamped(out)
+    assert survived.items() <= finished.items()
+    found = pd.concat([pd.read_parquet(out / name) for name in finished])
+    assert not found.duplicated(["digest", "method", "seed", "metric", "mask"]).any()
+    assert len(found) == len(methods) * count * 6
+    scenes = [wb.test[i] for i in range(count)]
+    kept = evaluate(wb, methods, scenes, out=out)
+    assert stamped(out) == finished
+    assert_frame_equal(kept, evaluate(wb, methods, scenes, out=tmp_path / "whole", batch=2))
+
+
+def start(runner, out):
+    print(out, file=runner.stdin, flush=True)
+    return int(runner.stdout.readline())
+
+
+def stamped(out):
+    paths = out.glob("part-*.parquet")
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def wait_until_there(count, out):
+    until = time.monotonic() + 60
+    while len(list(out.glob("part-*.parquet"))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+# --- executors -----------------------------------------------------------------------------------
+
+
+THREADED = [method for method in METHODS if method != "iba"]
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param(THREADED, id="others"),
+        pytest.param(["iba"], id="iba"),
+    ],
+)
+def test_threads_give_the_same_table(wb, samples, tmp_path, methods, monkeypatch):
+    monkeypatch.setattr("riba.methods._found", {})
+    with ThreadPoolExecutor(2) as pool:
+        threads = evaluate(wb, methods, samples, executor=pool, out=tmp_path, batch=2)
+    monkeypatch.setattr("riba.methods._found", {})
+    assert_frame_equal(threads, evaluate(wb, methods, samples, batch=2))
+    assert len(parts(tmp_path)) == 3 * len(methods)
+
+
+def test_processes_give_the_same_table(wb, samples, tmp_path):
+    methods, some = ["gradient", "iba", "oracle"], samples[:4]
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        written = evaluate(wb, methods, some, executor=pool, out=tmp_path, batch=2)
+        kept = evaluate(wb, methods[::2], some, executor=pool, batch=2)
+    alone = evaluate(wb, methods, some, batch=2)
+    assert_frame_equal(written, alone, rtol=1e-6)
+    assert_frame_equal(kept, evaluate(wb, methods[::2], some, batch=2), rtol=1e-6)
+    assert len(parts(tmp_path)) == 2 * len(methods)
+
+
+def test_a_failing_block_leaves_the_others_results(wb, samples, tmp_path, calls, monkeypatch):
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setitem(riba.METHODS, "oracle", failing_for(samples[3], riba.METHODS["oracle"]))
+        with pytest.raises(RuntimeError, match=r"1 of 3 blocks failed.* out of luck; .*kept"):
+            evaluate(wb, CHEAP, samples, out=tmp_path, batch=2, executor=pool)
+    before = parts(tmp_path)
+    assert len(before) == 5
+    calls.clear()
+    with ThreadPoolExecutor(2) as pool:
+        again = evaluate(wb, CHEAP, samples, out=tmp_path, batch=2, executor=pool)
+    assert calls == [("oracle", 2)]
+    assert before.items() <= parts(tmp_path).items()
+    assert_frame_equal(again, evaluate(wb, CHEAP, samples))
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def changed(sample, **fields):
+    return [dataclasses.replace(sample, name="odd", **fields)]
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda s: {"methods": ["edges", "relevance-ib"]}, "'relevance-ib'; near matches: relev"),
+        (lambda s: {"methods": ["zzzz"]}, "no method 'zzzz'.*riba.METHODS lists all"),
+        (lambda s: {"metrics": ["rank_acuracy"]}, "no metric 'rank_acuracy'.*: rank_accuracy"),
+        (lambda s: {"metrics": ["zzzz"]}, "no metric 'zzzz'.*METRICS lists all"),
+        (lambda s: {"samples": []}, "no samples to evaluate"),
+        (
+            lambda s: {"samples": changed(s, mask=s.mask[:64])},
+            r"sample odd: mask \(64, 128\) and image \(128, 128\) differ in size",
+        ),
+        (
+            lambda s: {"samples": changed(s, mask=torch.zeros_like(s.mask))},
+            "sample odd: its mask is empty",
+        ),
+        (
+            lambda s: {"samples": [s], "metrics": ["two_object_contrast"]},
+            "sample test-0 has one object only: two_object_contrast needs two",
+        ),
+        (lambda s: {"samples": [s, s]}, "sample test-0 is in the list twice"),
+        (lambda s: {"methods": []}, "no methods"),
+        (lambda s: {"metrics": []}, "no metrics"),
+    ],
+)
+def test_bad_input_is_refused_in_words(wb, samples, tmp_path, ask, words):
+    given = {"methods": CHEAP, "samples": samples[:1]} | ask(samples[0])
+    with pytest.raises(ValueError, match=words):
+        evaluate(wb, **given, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(wb, samples, tmp_path):
+    evaluate(wb, CHEAP, samples[:1], out=tmp_path)
+    before = parts(tmp_path)
+    other = dataclasses.replace(wb, layer="features.11")
+    words = "other settings .layer 'features.14' there, 'features.11' here.: choose another"
+    with pytest.raises(ValueError, match=words):
+        evaluate(other, CHEAP, samples[:2], out=tmp_path)
+    shallow = dataclasses.replace(wb, depths=wb.depths[:2])
+    with pytest.raises(ValueError, match=r"other settings .depths"):
+        evaluate(shallow, CHEAP, samples[:2], out=tmp_path)
+    assert parts(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_refused(wb, samples, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty and holds no results of an evaluation"):
+        evaluate(wb, CHEAP, samples[:1], out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def tidy(values, metric="rank_accuracy", mask="strict", area=0.1):
+    """A table out of {method: {scene: value or values of its objects}}."""
+    rows = [
+        (scene, f"{scene}/{place}", method, metric, mask, float(value), area, place, 0)
+        for method, scenes in values.items()
+        for scene, objects in scenes.items()
+        for place, value in enumerate(np.atleast_1d(objects))
+    ]
+    names = ["sample", "digest", "method", "metric", "mask", "value", "area", "label", "seed"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_summarise_is_the_mean_over_scenes():
+    table = tidy({
+        "one": {"a": 0.1, "b": 0.4, "c": 0.7},
+        "two": {"a": [0.2, 0.4], "b": 0.9},  # two objects of a scene count as one
+        "gap": {"a": np.nan, "b": 0.4, "c": [np.nan, 0.8]},
+        "same": {"a": 0.3, "b": 0.3, "c": 0.3},
+    })  # fmt: skip
+    table = pd.concat([table, tidy({"one": {"a": 0.5, "b": 0.7}}, mask="banded")])
+    summary = evaluation.summarise(table)
+    assert list(summary.columns) == SUMMARY
+    assert list(summary["method"]) == ["one", "two", "gap", "same", "one"]
+    assert list(summary["mask"]) == [*["strict"] * 4, "banded"]
+    assert list(summary["n"]) == [3, 2, 2, 3, 2]
+    np.testing.assert_allclose(summary["mean"], [0.4, 0.6, 0.6, 0.3, 0.6])
+    inside = (summary["low"] < summary["mean"]) & (summary["mean"] < summary["high"])
+    assert inside.tolist() == [True, True, True, False, True]
+    np.testing.assert_allclose(summary.loc[3, ["mean", "low", "high"]].astype(float), 0.3)
+
+
+def test_the_interval_is_that_of_a_mean():
+    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    summary = evaluation.summarise(tidy({"m": dict(enumerate(values))})).iloc[0]
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert summary["low"] == pytest.approx(values.mean() - half, abs=half / 10)
+    assert summary["high"] == pytest.approx(values.mean() + half, abs=half / 10)
+    again = evaluation.summarise(tidy({"m": dict(enumerate(values))})).iloc[0]
+    pd.testing.assert_series_equal(summary, again)
+
+
+def test_compare_pairs_over_common_scenes():
+    generator = np.random.default_rng(2)
+    base = dict(enumerate(generator.random(12)))
+    methods = {
+        "relevance-iba": base,
+        "better": {s: v + 0.1 + generator.random() / 10 for s, v in base.items()},
+        "similar": {s: v + generator.normal() / 10 for s, v in base.items() if s < 9} | {99: 5.0},
+        "gap": {s: np.nan if s == 0 else v - 0.1 * s for s, v in base.items()},
+        "same": base,
+    }
+    table = pd.concat([tidy(methods), tidy({"better": {0: 1.0}}, metric="other")])
+    found = evaluation.compare(table)
+    assert list(found.columns) == COMPARISON
+    assert list(found["method"]) == ["better", "similar", "gap", "same"]
+    assert set(found["against"]) == {"relevance-iba"}
+    found = found.set_index("method")
+    assert found["n"].to_dict() == {"better": 12, "similar": 9, "gap": 11, "same": 12}
+    raw = {}
+    for name, scenes in methods.items():
+        pairs = [(v, base[s]) for s, v in scenes.items() if s in base and not np.isnan(v)]
+        differences = np.subtract(*np.transpose(pairs))
+        if name in found.index:
+            assert found.loc[name, "difference"] == pytest.approx(differences.mean())
+            raw[name] = wilcoxon(differences).pvalue if differences.any() else 1.0
+            low, high = found.loc[name, ["low", "high"]]
+            assert low <= found.loc[name, "difference"] <= high
+    factors = dict(zip(sorted(raw, key=raw.get), (4, 3, 2, 1), strict=True))
+    expected, largest = {}, 0.0
+    for name, factor in factors.items():
+        largest = expected[name] = max(largest, min(1, raw[name] * factor))
+    assert found["p_holm"].to_dict() == pytest.approx(expected)
+    assert found.loc["better", "p_holm"] == pytest.approx(4 * raw["better"])  # 0.002 in twelve
+    same = found.loc["same"]
+    assert (same["difference"], same["low"], same["high"], same["p_holm"]) == (0, 0, 0, 1)
+
+
+def test_compare_corrects_within_a_metric_and_mask():
+    generator = np.random.default_rng(3)
+    tables = [
+        tidy({m: dict(enumerate(generator.random(10))) for m in ("one", "two", "three")}, mask=mask)
+        for mask in ("strict", "banded")
+    ]
+    found = evaluation.compare(pd.concat(tables), against="two", resamples=100)
+    apart = [evaluation.compare(table, against="two", resamples=100) for table in tables]
+    assert_frame_equal(found, pd.concat(apart, ignore_index=True))
+    assert len(found) == 4
+
+
+def test_objects_of_a_scene_are_one_pair():
+    table = tidy({
+        "relevance-iba": {"a": [0.2, 0.4], "b": [0.1, 0.1]},
+        "other": {"a": [0.3, 0.9], "b": [0.2, 0.0]},
+    })  # fmt: skip
+    (row,) = evaluation.compare(table).itertuples()
+    assert row.n == 2
+    assert row.difference == pytest.approx(0.15)
+
+
+def test_compare_needs_the_method_to_compare_with():
+    table = tidy({"iba": {"a": 0.1, "b": 0.2}, "edges": {"a": 0.1, "b": 0.2}})
+    with pytest.raises(ValueError, match="no method 'relevance-iba' in this table: iba, edges"):
+        evaluation.compare(table)
+    assert list(evaluation.compare(table, against="iba")["method"]) == ["edges"]
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.001, 0.5, 0.6], [0.003, 1, 1]),
+        ([0.02], [0.02]),
+        ([0.03, 0.03], [0.06, 0.06]),
+    ],
+)
+def test_holm_by_hand(p, corrected):
+    given = pd.Series(p, index=list("dbca")[: len(p)])
+    expected = pd.Series(corrected, index=given.index, dtype=float)
+    pd.testing.assert_series_equal(evaluation.holm(given), expected)
+
+
+def test_holm_keeps_the_order_and_ends_at_one():
+    p = pd.Series(np.random.default_rng(4).random(40) ** 3)
+    corrected = evaluation.holm(p)
+    assert corrected[p.sort_values().index].is_monotonic_increasing
+    assert (corrected >= p).all()
+    assert corrected.max() == 1
+
+
+def test_terciles_are_of_samples_not_of_rows():
+    tables = [tidy({"m": {f"s{i}": 0.5}}, area=i / 10) for i in range(1, 10)]
+    tables += [tidy({f"m{j}": {"s9": 0.5}}, area=0.9) for j in range(20)]  # no new sample
+    table = pd.concat(tables, ignore_index=True)
+    table["digest"] = table["sample"]
+    size = evaluation.by_size(table)
+    expected = [*["small"] * 3, *["medium"] * 3, *["large"] * 23]
+    assert size.astype(str).tolist() == expected
+    assert size.index.equals(table.index)
+    assert list(size.cat.categories) == ["small", "medium", "large"]
+
+
+# --- for readers ---------------------------------------------------------------------------------
+
+HEADLINE = {
+    "allocation area": ("allocation_area", "banded"),
+    "strict": ("allocation_area", "strict"),
+    "rank accuracy": ("rank_accuracy", "banded"),
+    "mass accuracy": ("mass_accuracy", "banded"),
+    "mass, strict": ("mass_accuracy", "strict"),
+    "two-object contrast": ("two_object_contrast", "banded"),
+}
+
+
+def test_the_results_table_has_the_best_first():
+    rows = [
+        (method, metric, mask, mean + place / 100, mean + place / 100 - 0.02, mean + 0.03, n)
+        for method, mean, n in (("iba", 0.4, 50), ("edges", 0.2, 7), ("oracle", 0.6, 50))
+        for place, (metric, mask) in enumerate([*HEADLINE.values(), ("deletion", "none")])
+    ]
+    rows = [(*row[:5], 2 * row[3] - row[4], row[6]) for row in rows]
+    text = evaluation.results_table(pd.DataFrame(rows, columns=SUMMARY))
+    assert text.splitlines() == [
+        f"| method | {' | '.join(HEADLINE)} | scenes |",
+        "|---|---|---|---|---|---|---|---|",
+        "| `oracle` | 0.600 ± 0.020 | 0.610 ± 0.020 | 0.620 ± 0.020 | 0.630 ± 0.020 "
+        "| 0.640 ± 0.020 | 0.650 ± 0.020 | 50 |",
+        "| `iba` | 0.400 ± 0.020 | 0.410 ± 0.020 | 0.420 ± 0.020 | 0.430 ± 0.020 "
+        "| 0.440 ± 0.020 | 0.450 ± 0.020 | 50 |",
+        "| `edges` | 0.200 ± 0.020 | 0.210 ± 0.020 | 0.220 ± 0.020 | 0.230 ± 0.020 "
+        "| 0.240 ± 0.020 | 0.250 ± 0.020 | 7 |",
+    ]
+
+
+def test_a_page_is_changed_between_its_marks_only(tmp_path):
+    start, end = evaluation.MARKS
+    page = tmp_path / "page.md"
+    page.write_text(f"# Ωne\n\n{start}\nold\n\n{end}\nafter | it\n", encoding="utf-8")
+    for table in ("| a |", "| a |\n| b |"):
+        evaluation.fill_in(page, table)
+        assert page.read_text(encoding="utf-8") == (
+            f"# Ωne\n\n{start}\n{table}\n{end}\nafter | it\n"
+        )
+
+
+def test_tables_are_written(tmp_path):
+    generator = np.random.default_rng(5)
+    names = [f"scene-{i}" for i in range(8)]
+    tables = [
+        tidy(
+            {m: dict(zip(names, generator.random(8), strict=True)) for m in methods},
+            metric=metric,
+            mask=mask,
+        )
+        for methods in [("relevance-iba", "iba", "oracle")]
+        for metric, mask in (("mass_accuracy", "strict"), ("deletion", "none"))
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    summary = evaluation.summarise(table)
+    folder = tmp_path / "deep" / "data"
+    evaluation.write_tables(table, summary, {"seed": 0, "split": "Prüfung"}, folder)
+
+    masked = pd.read_csv(folder / "evaluation.csv")
+    assert list(masked.columns) == SUMMARY
+    expected = summary[summary["mask"] != "none"].reset_index(drop=True)
+    assert_frame_equal(masked, expected, rtol=1e-5)
+    compared = pd.read_csv(folder / "comparisons.csv")
+    assert list(compared.columns) == COMPARISON
+    assert_frame_equal(compared, evaluation.compare(tables[0]), rtol=1e-5)
+    asked = pd.read_csv(folder / "faithfulness.csv")
+    assert list(asked.columns) == [name for name in SUMMARY if name != "mask"]
+    assert set(asked["metric"]) == {"deletion"}
+    note = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert note == {"seed": 0, "split": "Prüfung"}
+    kept = pd.read_parquet(folder / "evaluation.parquet")
+    assert list(kept.columns) == list(table.columns)
+    assert len(kept) == len(table)
+    np.testing.assert_allclose(kept["value"], table["value"], rtol=1e-6)
+    for name in ("sample", "digest", "method", "metric", "mask", "label", "seed"):
+        assert kept[name].astype(table[name].dtype).tolist() == table[name].tolist()
+    assert_frame_equal(evaluation.summarise(kept), summary, rtol=1e-5, check_dtype=False)
+
+
+def test_without_relevance_iba_nothing_is_compared(tmp_path):
+    table = tidy({"iba": {"a": 0.1, "b": 0.2}})
+    evaluation.write_tables(table, evaluation.summarise(table), {}, tmp_path)
+    assert not (tmp_path / "comparisons.csv").exists()
+    assert (tmp_path / "evaluation.csv").exists()
+
+
+def test_the_committed_tables_are_what_the_page_shows():
+    path, page = DATA / "evaluation.csv", DATA.parent / "README.md"
+    if not path.is_file():
+        pytest.skip("no evaluation committed yet")
+    summary = pd.read_csv(path)
+    assert list(summary.columns) == SUMMARY
+    assert set(summary["mask"]) == {"strict", "banded"}
+    start, end = evaluation.MARKS
+    text = page.read_text(encoding="utf-8")
+    if start not in text:
+        pytest.skip("README has no place for the results")
+    shown = text.split(start)[1].split(end)[0].strip("\n")
+    assert shown == evaluation.results_table(summary)
+
+
+# --- which samples -------------------------------------------------------------------------------
+
+
+def test_select_passes_over_what_cannot_be_judged(wb, samples):
+    tiny = torch.zeros_like(samples[0].mask)
+    tiny[:5, :5] = True
+    good = samples[0], samples[1], samples[2]
+    given = [
+        good[0],
+        dataclasses.replace(samples[3], label=(samples[3].label + 1) % 10),
+        dataclasses.replace(samples[4], mask=tiny),
+        dataclasses.replace(samples[4], mask=~tiny),
+        *good[1:],
+    ]
+    kept, passed = evaluation.select(wb, given, 3)
+    assert [sample.name for sample in kept] == [sample.name for sample in good]
+    assert passed == {"wrong class": 1, "object too small or large": 2}
+    first, none = evaluation.select(wb, given, 1)
+    assert [sample.name for sample in first] == [good[0].name]
+    assert set(none.values()) == {0}
+    assert len(evaluation.select(wb, given, 99)[0]) == 3
+
+
+def test_a_second_object_may_be_the_networks_favourite(wb, pairs):
+    best = wb.predict(torch.stack([sample.image for sample in pairs])).topk(3).indices
+    for sample, (first, second, third) in zip(pairs, best.tolist(), strict=True):
+        as_labelled = [dataclasses.replace(sample, label=row) for row in (first, second, third)]
+        kept, passed = evaluation.select(wb, as_labelled, 3)
+        assert [one.label for one in kept] == [first, second]
+        assert passed["wrong class"] == 1
+
+
+def test_pairs_are_both_objects_of_a_scene(wb):
+    kept, passed = evaluation.select_pairs(wb, "test", 3)
+    assert len(kept) == 6
+    for one, two in zip(kept[::2], kept[1::2], strict=True):
+        assert one.name == two.name
+        assert torch.equal(one.mask, two.other)
+        top = wb.predict(one.image[None])[0].topk(2).indices.tolist()
+        assert sorted([one.label, two.label]) == sorted(top)
+    last = int(kept[-1].name.rsplit("-", 1)[1])
+    assert sum(passed.values()) == last + 1 - 3
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def command(folder, *words):
+    few = ["--scenes", "2", "--pairs", "2", "--slow", "2", "--out", str(folder / "parts")]
+    evaluation.main([*few, *words])
+
+
+def test_help_names_the_arguments():
+    done = subprocess.run(
+        [sys.executable, "-m", "riba.evaluation", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "100"},
+    )
+    for name in ("split", "scenes", "pairs", "slow", "methods", "metrics", "seed", "workers"):
+        assert f"--{name}" in done.stdout
+    for name in ("out", "tables", "page"):
+        assert f"--{name}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--methods", "relevance-ibas"], "error: no method 'relevance-ibas'; near matches: rel"),
+        (["--metrics", "rank_acuracy"], "error: no metric 'rank_acuracy'; near matches: rank_ac"),
+        (["--split", "train"], "argument --split: invalid choice"),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence(home, tmp_path, capsys, words, told):
+    with pytest.raises(SystemExit) as ended:
+        command(tmp_path, *words)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_command_measures_and_writes(home, tmp_path, capsys):
+    start, end = evaluation.MARKS
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{start}\n{end}\nafter\n", encoding="utf-8")
+    chosen = ["--methods", "oracle", "relevance-iba", "random"]
+    measured = ["--metrics", *evaluation.HEADLINE, "two_object_contrast", "deletion"]
+    tables = tmp_path / "tables"
+    command(tmp_path, *chosen, *measured, "--tables", str(tables), "--page", str(page))
+    summary = pd.read_csv(tables / "evaluation.csv")
+    assert set(summary["method"]) == {"oracle", "relevance-iba", "random"}
+    contrast = summary["metric"] == "two_object_contrast"
+    assert set(summary.loc[contrast, "n"]) == {2}
+    assert set(summary.loc[~contrast, "n"]) == {2}
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert (lines[:2], lines[-2:]) == (["before", start], [end, "after"])
+    assert lines[4].startswith("| `oracle` | 1.000 ± 0.000 |")
+    assert len(lines) == 9
+    note = json.loads((tables / "evaluation.json").read_text(encoding="utf-8"))
+    assert (note["scenes"], note["two-object scenes"], note["seed"]) == (2, 2, 0)
+    assert "relevance-iba" in capsys.readouterr().out
+
+
+def test_an_odd_number_of_scenes_is_measured_whole(home, tmp_path, capsys):
+    command(tmp_path, "--scenes", "5", "--methods", "oracle", "--metrics", "rank_accuracy")
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[-1] for line in lines] == ["5", "5"]
