@@ -12,31 +12,37 @@ from riba.evaluation.table import CONTRAST, KEYS
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 """Between these lines of a Markdown page the results table goes."""
+AIM = ("allocation_area", "banded")
+"""What methods are ordered by."""
 
 
 def results_table(summary: pd.DataFrame) -> str:
     """The headline numbers of :func:`summarise` as a Markdown table, the best method first."""
     columns = {
-        "allocation area": ("allocation_area", "banded"),
+        "allocation area": AIM,
         "strict": ("allocation_area", "strict"),
         "rank accuracy": ("rank_accuracy", "banded"),
         "mass accuracy": ("mass_accuracy", "banded"),
         "mass, strict": ("mass_accuracy", "strict"),
         "two-object contrast": (CONTRAST, "banded"),
     }
-    by_method = summary.set_index(["metric", "mask", "method"]).sort_index()
-    first = by_method.loc[("allocation_area", "banded")].sort_values("mean", ascending=False)
+    rows = {tuple(row[:3]): row for row in summary.itertuples(index=False)}
+    order = sorted(
+        summary["method"].unique(),
+        key=lambda method: -getattr(rows.get((method, *AIM)), "mean", 0.0),
+    )
     lines = [
         f"| method | {' | '.join(columns)} | scenes |",
         f"|---|{'---|' * len(columns)}---|",
     ]
-    for method in first.index:
-        cells = []
-        for metric, mask in columns.values():
-            row = by_method.loc[(metric, mask, method)]
-            half = (row["high"] - row["low"]) / 2
-            cells.append(f"{row['mean']:.3f} ± {half:.3f}")
-        lines.append(f"| `{method}` | {' | '.join(cells)} | {first.loc[method, 'n']} |")
+    for method in order:
+        found = [rows.get((method, *column)) for column in columns.values()]
+        cells = [
+            "–" if row is None else f"{row.mean:.3f} ± {(row.high - row.low) / 2:.3f}"
+            for row in found
+        ]
+        scenes = max((row.n for row in found if row is not None), default=0)
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {scenes} |")
     return "\n".join(lines)
 
 
