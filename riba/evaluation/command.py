@@ -41,14 +41,13 @@ def run(arguments: argparse.Namespace, executor: Executor | None) -> tuple[pd.Da
             if methods and measures and samples:
                 settings = {"out": arguments.out, "executor": executor, "seed": arguments.seed}
                 tables.append(evaluate(wb, methods, samples, measures, **settings))
+    if not tables:
+        raise ValueError("nothing to measure: ask for at least one scene, method and metric")
     note = {
         "split": arguments.split,
         "scenes": len(singles),
         "two-object scenes": len(pairs) // 2,
-        "passed over": {
-            **passed,
-            "two-object: " + next(iter(passed_pairs)): sum(passed_pairs.values()),
-        },
+        "passed over": passed | passed_pairs,
         "seed": arguments.seed,
         "model": fingerprint(wb.model),
         "layer": wb.layer,
