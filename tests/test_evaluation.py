@@ -225,6 +225,25 @@ def damaged(folder):
     return method
 
 
+@pytest.mark.parametrize("where", ["os.replace", "pandas.DataFrame.to_parquet"])
+def test_a_part_is_whole_or_not_there(wb, samples, tmp_path, monkeypatch, where):
+    evaluate(wb, ["edges"], samples[:2], out=tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def interrupted(_, path, **_settings):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted if "pandas" in where else interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(wb, CHEAP, samples[:2], out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def interrupt(*_given):
+    raise KeyboardInterrupt
+
+
 def test_a_damaged_part_is_measured_again(wb, samples, tmp_path, calls):
     sound = evaluate(wb, CHEAP, samples[:2], out=tmp_path)
     method = damaged(tmp_path)
@@ -286,7 +305,7 @@ def failing_for(sample, method):
 
 
 RUNNER = """
-import os, sys
+import os, signal, sys
 from functools import partial
 from pathlib import Path
 import torch
@@ -301,12 +320,13 @@ torch.set_num_threads(1)
 wb = riba.load()
 methods, samples = sys.argv[3:], [wb.test[i] for i in range(int(sys.argv[2]))]
 print("ready", flush=True)
-for out in sys.stdin:
+while out := sys.stdin.readline().strip():
     child = os.fork()
     if not child:
-        riba.evaluate(wb, methods, samples, out=out.strip(), batch=2)
+        riba.evaluate(wb, methods, samples, ["rank_accuracy"], out=out, batch=2)
         os._exit(0)
-    print(child, flush=True)
+    if sys.stdin.readline() == "kill\\n":  # not yet waited for, so the number is still its own
+        os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 """A new process for every folder named on stdin; forked, because importing torch takes seconds."""
@@ -324,15 +344,16 @@ def test_three_kills_change_nothing(wb, home, tmp_path):
         try:
             assert runner.stdout.readline() == "ready\n"
             for more in (0, chance.randint(1, 10), chance.randint(1, 10)):
-                child = start(runner, out)
+                tell(runner, out)
                 wait_until_there(len(survived) + more, out)
                 time.sleep(chance.uniform(0, 0.05))  # in the midst of whatever it does then
-                os.kill(child, signal.SIGKILL)
+                tell(runner, "kill")
                 assert os.WTERMSIG(int(runner.stdout.readline())) == signal.SIGKILL
                 before, survived = survived, stamped(out)
                 assert before.items() <= survived.items()
             assert 0 < len(survived) < len(methods) * count // 2
-            start(runner, out)
+            tell(runner, out)
+            tell(runner, "wait")
             assert int(runner.stdout.readline()) == 0
         finally:
             runner.kill()
@@ -340,16 +361,16 @@ def test_three_kills_change_nothing(wb, home, tmp_path):
     assert survived.items() <= finished.items()
     found = pd.concat([pd.read_parquet(out / name) for name in finished])
     assert not found.duplicated(["digest", "method", "seed", "metric", "mask"]).any()
-    assert len(found) == len(methods) * count * 6
+    assert len(found) == len(methods) * count * 2
     scenes = [wb.test[i] for i in range(count)]
-    kept = evaluate(wb, methods, scenes, out=out)
+    kept = evaluate(wb, methods, scenes, ["rank_accuracy"], out=out)
     assert stamped(out) == finished
-    assert_frame_equal(kept, evaluate(wb, methods, scenes, out=tmp_path / "whole", batch=2))
+    whole = evaluate(wb, methods, scenes, ["rank_accuracy"], out=tmp_path / "whole", batch=2)
+    assert_frame_equal(kept, whole)
 
 
-def start(runner, out):
-    print(out, file=runner.stdin, flush=True)
-    return int(runner.stdout.readline())
+def tell(runner, line):
+    print(line, file=runner.stdin, flush=True)
 
 
 def stamped(out):
@@ -366,7 +387,6 @@ def wait_until_there(count, out):
 
 # --- executors -----------------------------------------------------------------------------------
 
-
 THREADED = [method for method in METHODS if method != "iba"]
 
 
@@ -380,21 +400,25 @@ THREADED = [method for method in METHODS if method != "iba"]
 def test_threads_give_the_same_table(wb, samples, tmp_path, methods, monkeypatch):
     monkeypatch.setattr("riba.methods._found", {})
     with ThreadPoolExecutor(2) as pool:
-        threads = evaluate(wb, methods, samples, executor=pool, out=tmp_path, batch=2)
+        threads = evaluate(wb, methods, samples, MEASURES[:1], executor=pool, out=tmp_path, batch=2)
     monkeypatch.setattr("riba.methods._found", {})
-    assert_frame_equal(threads, evaluate(wb, methods, samples, batch=2))
+    assert_frame_equal(threads, evaluate(wb, methods, samples, MEASURES[:1], batch=2))
     assert len(parts(tmp_path)) == 3 * len(methods)
 
 
-def test_processes_give_the_same_table(wb, samples, tmp_path):
+def test_processes_give_the_same_table(wb, samples, tmp_path, monkeypatch):
     methods, some = ["gradient", "iba", "oracle"], samples[:4]
-    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        written = evaluate(wb, methods, some, executor=pool, out=tmp_path, batch=2)
-        kept = evaluate(wb, methods[::2], some, executor=pool, batch=2)
     alone = evaluate(wb, methods, some, batch=2)
-    assert_frame_equal(written, alone, rtol=1e-6)
-    assert_frame_equal(kept, evaluate(wb, methods[::2], some, batch=2), rtol=1e-6)
-    assert len(parts(tmp_path)) == 2 * len(methods)
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        out = tmp_path / "parts"
+        assert_frame_equal(evaluate(wb, methods, some, executor=pool, out=out, batch=2), alone)
+        assert len(parts(out)) == 2 * len(methods)
+        monkeypatch.chdir(tmp_path)  # where the workers are not: they cannot reach the folder
+        some, methods = some[:2], ["gradient", "oracle"]
+        alone = evaluate(wb, methods, some, batch=1)
+        afar = evaluate(wb, methods, some, executor=pool, out="afar", batch=1)
+        assert_frame_equal(afar, alone)
+        assert len(parts(tmp_path / "afar")) == 4
 
 
 def test_a_failing_block_leaves_the_others_results(wb, samples, tmp_path, calls, monkeypatch):
@@ -647,6 +671,20 @@ def test_the_results_table_has_the_best_first():
     ]
 
 
+def test_what_was_not_measured_is_left_blank():
+    summary = pd.DataFrame(
+        [
+            ("iba", "mass_accuracy", "strict", 0.5, 0.4, 0.6, 9),
+            ("edges", "allocation_area", "banded", 0.2, 0.1, 0.3, 7),
+        ],
+        columns=SUMMARY,
+    )
+    assert evaluation.results_table(summary).splitlines()[2:] == [
+        "| `edges` | 0.200 ± 0.100 | – | – | – | – | – | 7 |",
+        "| `iba` | – | – | – | – | 0.500 ± 0.100 | – | 9 |",
+    ]
+
+
 def test_a_page_is_changed_between_its_marks_only(tmp_path):
     start, end = evaluation.MARKS
     page = tmp_path / "page.md"
@@ -724,10 +762,11 @@ def test_the_committed_tables_are_what_the_page_shows():
 def test_select_passes_over_what_cannot_be_judged(wb, samples):
     tiny = torch.zeros_like(samples[0].mask)
     tiny[:5, :5] = True
+    second = wb.predict(samples[3].image[None])[0].topk(2).indices[1].item()
     good = samples[0], samples[1], samples[2]
     given = [
         good[0],
-        dataclasses.replace(samples[3], label=(samples[3].label + 1) % 10),
+        dataclasses.replace(samples[3], label=second),
         dataclasses.replace(samples[4], mask=tiny),
         dataclasses.replace(samples[4], mask=~tiny),
         *good[1:],
@@ -750,16 +789,30 @@ def test_a_second_object_may_be_the_networks_favourite(wb, pairs):
         assert passed["wrong class"] == 1
 
 
-def test_pairs_are_both_objects_of_a_scene(wb):
-    kept, passed = evaluation.select_pairs(wb, "test", 3)
-    assert len(kept) == 6
-    for one, two in zip(kept[::2], kept[1::2], strict=True):
-        assert one.name == two.name
-        assert torch.equal(one.mask, two.other)
-        top = wb.predict(one.image[None])[0].topk(2).indices.tolist()
-        assert sorted([one.label, two.label]) == sorted(top)
-    last = int(kept[-1].name.rsplit("-", 1)[1])
-    assert sum(passed.values()) == last + 1 - 3
+class Blind(torch.nn.Module):
+    """The network, but it misses one object of one image."""
+
+    def __init__(self, model, sample):
+        super().__init__()
+        self.model, self.sample = model, sample
+
+    def forward(self, images):
+        logits = self.model(images)
+        seen = (images == self.sample.image).flatten(1).all(1)
+        logits[seen, self.sample.label] -= 100
+        return logits
+
+
+def test_pairs_are_both_objects_of_a_scene(wb, pairs):
+    blind = dataclasses.replace(wb, model=Blind(wb.model, pairs[2]).eval())
+    for given, indices, missed in ((wb, [0, 0, 1, 1], 0), (blind, [0, 0, 2, 2], 1)):
+        kept, passed = evaluation.select_pairs(given, "test", 2)
+        assert [sample.name for sample in kept] == [f"test-others=1-{i}" for i in indices]
+        assert list(passed.values()) == [missed]
+        for one, two in zip(kept[::2], kept[1::2], strict=True):
+            assert torch.equal(one.mask, two.other)
+            top = given.predict(one.image[None])[0].topk(2).indices.tolist()
+            assert sorted([one.label, two.label]) == sorted(top)
 
 
 # --- the command line ----------------------------------------------------------------------------

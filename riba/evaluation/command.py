@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from riba import datasets
-from riba.evaluation.report import fill_in, results_table, write_tables
+from riba.evaluation.report import check_page, fill_in, results_table, write_tables
 from riba.evaluation.samples import select, select_pairs
 from riba.evaluation.statistics import summarise
 from riba.evaluation.table import CONTRAST, METRICS, evaluate
@@ -28,7 +28,9 @@ def run(arguments: argparse.Namespace, executor: Executor | None) -> tuple[pd.Da
     """The whole evaluation of the command line: the table, and what it was made with."""
     wb = load()
     singles, passed = select(wb, datasets.Scenes(arguments.split, 1000), arguments.scenes)
-    pairs, passed_pairs = select_pairs(wb, arguments.split, arguments.pairs)
+    pairs, passed_pairs = [], {}
+    if CONTRAST in arguments.metrics and arguments.pairs:
+        pairs, passed_pairs = select_pairs(wb, arguments.split, arguments.pairs)
     wanted = arguments.methods or list(METHODS)
     tables = []
     for methods, scenes, two in (
@@ -83,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="Markdown page to put the results table into")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.page:
+            check_page(arguments.page)
         if arguments.workers:
             with ProcessPoolExecutor(
                 arguments.workers, get_context("spawn"), torch.set_num_threads, (1,)
@@ -93,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     summary = summarise(table)
+    numbers = summary.columns[3:6]
+    summary[numbers] = summary[numbers].map(lambda value: float(f"{value:.6g}"))  # as in the files
     if arguments.tables:
         write_tables(table, summary, note, arguments.tables)
     if arguments.page:

@@ -47,7 +47,7 @@ def results_table(summary: pd.DataFrame) -> str:
 
 
 def write_tables(table: pd.DataFrame, summary: pd.DataFrame, note: dict, folder: Path) -> None:
-    """Per-sample values, summary, comparisons and settings."""
+    """Per-sample values, summary, comparisons and settings; numbers with six digits."""
     folder.mkdir(parents=True, exist_ok=True)
     small = table.astype({name: "category" for name in KEYS if name not in ("label", "seed")})
     small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
@@ -63,8 +63,22 @@ def write_tables(table: pd.DataFrame, summary: pd.DataFrame, note: dict, folder:
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
 
 
+def check_page(page: Path) -> None:
+    """Refuse a page without a place for the table.
+
+    Raises
+    ------
+    ValueError
+        It is not there, or the two marks are not in it once each.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if any(text.count(mark) != 1 for mark in MARKS):
+        raise ValueError(f"{page} has no place for the table: put the lines {MARKS} into it")
+
+
 def fill_in(page: Path, table: str) -> None:
     """Put a table between the two ``results`` marks of a Markdown page."""
+    check_page(page)
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])

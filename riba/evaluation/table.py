@@ -225,7 +225,8 @@ def _run(
                 failures.append(error)
                 continue
             for frame in frames:
-                _write(frame, folder)  # where the worker could not reach the folder
+                if folder and not _part(frame, folder).is_file():  # the worker could not reach it
+                    _write(frame, folder)
                 yield frame
     finally:
         for future in futures:
@@ -296,10 +297,12 @@ def _measure(
 
 
 def _localised(name: str, maps: Tensor, masks: Tensor, others: Tensor, void: Tensor) -> Tensor:
-    """One localisation metric; NaN for an object that vanishes under the void band."""
+    """One localisation metric; NaN where the void band leaves nothing to measure."""
     there = (masks & ~void).any((1, 2))
     if name == CONTRAST:
         there &= (others & ~void).any((1, 2))
+    if name == "auroc":
+        there &= (~masks & ~void).any((1, 2))
     values = torch.full((len(maps),), torch.nan, dtype=torch.float64, device=maps.device)
     if not there.any():
         return values
@@ -353,19 +356,19 @@ def _read(folder: Path | None) -> pd.DataFrame:
             frames.append(pd.read_parquet(path))
         except (OSError, ValueError) as error:
             warnings.warn(f"{path} is unreadable ({error}); measured again", stacklevel=3)
-            path.unlink()
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def _write(frame: pd.DataFrame, folder: Path | None) -> None:
-    """One part under a name made of its content's keys: whole or not at all, never twice."""
-    if folder is None or not folder.is_dir():
-        return
+    """One part, whole or not at all."""
+    if folder is not None and folder.is_dir():
+        _atomically(_part(frame, folder), lambda part: frame.to_parquet(part, index=False))
+
+
+def _part(frame: pd.DataFrame, folder: Path) -> Path:
+    """Where a part lies: its name is made of the keys of its rows."""
     keys = frame[KEYS].astype(str).agg("|".join, axis=1)
-    name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:20]
-    path = folder / f"part-{name}.parquet"
-    if not path.is_file():
-        _atomically(path, lambda part: frame.to_parquet(part, index=False))
+    return folder / f"part-{hashlib.sha256(chr(10).join(keys).encode()).hexdigest()[:20]}.parquet"
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -41,6 +41,7 @@ def insertion(
     Petsiuk et al., "RISE", BMVC 2018. The most important pixels come first, a ``1/steps`` share of
     the image at a time; the blur has a Gaussian of 5 pixels.
     """
+    _check(images, maps)
     order = _order(maps, seed)
     blurred = gaussian_blur(images, 2 * round(2 * BLUR) + 1, BLUR)
     return _area(_scores(model, images, targets, order, blurred, images, steps))
@@ -60,6 +61,7 @@ def deletion(
     Petsiuk et al., "RISE", BMVC 2018. The most important pixels go first; grey is 0 in the space
     that the network takes.
     """
+    _check(images, maps)
     order = _order(maps, seed)
     return _area(_scores(model, images, targets, order, images, torch.zeros_like(images), steps))
 
@@ -81,12 +83,9 @@ def degradation(
     """
     _check(images, maps)
     tiles = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)[:, 0]
-    areas = []
+    grey, areas = torch.zeros_like(images), []
     for sign in (1, -1):
-        order = _order(sign * tiles, seed).double()[:, None]
-        order = F.interpolate(order, scale_factor=tile, mode="nearest")
-        order = order[:, 0, : maps.shape[1], : maps.shape[2]] * tile**2
-        grey = torch.zeros_like(images)
+        order = _pixelwise(_order(sign * tiles, seed), tile, maps.shape[1:])
         areas.append(_area(_scores(model, images, targets, order, images, grey, steps)))
     return areas[1] - areas[0]
 
@@ -145,6 +144,14 @@ def _order(maps: Tensor, seed: int) -> Tensor:
     return ranked.argsort(dim=1).view_as(maps)
 
 
+def _pixelwise(order: Tensor, tile: int, size: torch.Size) -> Tensor:
+    """The place of every pixel (B×H×W) where whole tiles change: how many pixels came before."""
+    large = order.repeat_interleave(tile, 1).repeat_interleave(tile, 2)
+    ranks = large[:, : size[0], : size[1]].flatten(1)  # tiles at the far borders may be cut
+    counts = torch.zeros_like(order.flatten(1)).scatter_add_(1, ranks, torch.ones_like(ranks))
+    return (counts.cumsum(1) - counts).gather(1, ranks).unflatten(1, size)
+
+
 @torch.no_grad()
 def _scores(
     model: nn.Module,
@@ -156,7 +163,6 @@ def _scores(
     steps: int,
 ) -> Tensor:
     """Class probability (B×(steps + 1)) while ``start`` turns into ``end`` in ``order``."""
-    _check(images, order)
     check_images(model, images)
     cutoffs = torch.linspace(0, order[0].numel(), steps + 1).tolist()
     rows = []
@@ -185,10 +191,13 @@ def _area(scores: Tensor) -> Tensor:
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over the last dimension; 0 where one of the two is constant."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    scale = a.norm(dim=-1) * b.norm(dim=-1)
-    constant = a.norm(dim=-1) <= 1e-9 * a.abs().amax(-1).clamp(min=1)
-    return torch.where(constant | (scale == 0), 0.0, (a * b).sum(-1) / scale)
+    centred = [values - values.mean(-1, keepdim=True) for values in (a, b)]
+    constant = [
+        c.norm(dim=-1) <= 1e-9 * v.norm(dim=-1) for c, v in zip(centred, (a, b), strict=True)
+    ]
+    scale = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
+    product = (centred[0] * centred[1]).sum(-1)
+    return torch.where(constant[0] | constant[1], 0.0, product / scale)
 
 
 def _check(images: Tensor, maps: Tensor) -> None:

@@ -153,7 +153,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, void: Tensor | None = None
     maps, masks, keep = _prepared(maps, masks, void)
     positive = _positive(maps, keep)
     heat = positive / positive.amax(1, keepdim=True)
-    levels = torch.linspace(0, 1, 11, dtype=heat.dtype, device=heat.device)
+    levels = torch.arange(11, dtype=heat.dtype, device=heat.device) / 10
     warm = heat.masked_fill((heat < 0.1) | ~keep, torch.nan)
     thresholds = warm.nanquantile(levels, dim=1).clamp(max=0.99)
     above = heat >= thresholds[:, :, None]
