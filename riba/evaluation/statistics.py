@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,12 @@ def _per_scene(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.S
 
 def _interval(values: pd.Series, resamples: int) -> tuple[float, float]:
     """Percentile bootstrap of the mean, 95 %."""
-    draw = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    means = values.to_numpy()[draw].mean(axis=1)
+    means = _resampled(len(values), resamples) @ values.to_numpy(dtype=float)
     return tuple(np.quantile(means, [0.025, 0.975]))
+
+
+@lru_cache(maxsize=8)
+def _resampled(count: int, resamples: int) -> np.ndarray:
+    """How much each of ``count`` scenes weighs in the mean of each resample."""
+    draws = np.random.default_rng(0).integers(count, size=(resamples, count))
+    return np.stack([np.bincount(draw, minlength=count) for draw in draws]) / count
