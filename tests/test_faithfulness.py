@@ -526,3 +526,9 @@ def test_images_and_networks_that_mislead_are_refused(metric, images, maps):
         metric(convolution(), 100 * images, TARGETS, maps)
     with pytest.raises(ValueError, match="the network takes 3"):
         metric(convolution(), images[:, :1], TARGETS, maps)
+
+
+def test_shares_that_leave_nothing_to_compare_are_refused(images, maps):
+    for share in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="shares must lie between 0 and 1"):
+            sensitivity_n(linear(), images, TARGETS, maps, shares=[share])

@@ -783,3 +783,11 @@ def test_scikit_learn_agrees():
         close(auroc(maps, masks)[row], sklearn.roc_auc_score(truth, maps[row].flatten()))
         precision = sklearn.average_precision_score(truth, untied[row].flatten())
         close(average_precision(untied, masks)[row], precision)
+
+
+def test_cells_that_do_not_fit_and_budgets_that_are_none_are_refused():
+    masks = torch.ones(1, 12, 12, dtype=torch.bool)
+    with pytest.raises(ValueError, match="cannot be cut into cells of 8 pixels"):
+        metrics.best_at_stride(masks, 8)
+    with pytest.raises(ValueError, match="fractions must lie in"):
+        allocation_curve(masks.double(), masks, 0.1)

@@ -114,7 +114,10 @@ def sensitivity_n(
         Random subsets per n, the same for every image.
     """
     _check(images, maps)
-    flat = maps.flatten(1).double()
+    check_images(model, images)
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie between 0 and 1, got {tuple(shares)}")
+    flat = maps.detach().flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
     whole = _logits(model, images, targets)
     correlations = []

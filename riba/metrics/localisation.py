@@ -55,7 +55,7 @@ def allocation_curve(
     """
     budget = torch.as_tensor(fractions, dtype=torch.float64, device=maps.device)
     if budget.ndim != 1 or not ((budget > 0) & (budget <= 1)).all():
-        raise ValueError(f"fractions must lie in (0, 1], got {list(fractions)}")
+        raise ValueError(f"fractions must lie in (0, 1], one or more in a list; got {fractions}")
     ranking = _Ranking(maps, masks, void)
     pixels = (budget * ranking.pixels[:, None]).clamp(min=1)
     return ranking.hits(pixels) / pixels
@@ -79,7 +79,10 @@ def rank_accuracy(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Te
 
 
 def rank_skill(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Tensor:
-    """Rank accuracy above chance: (A(α) − α)/(1 − α), 0 by chance and 1 at best."""
+    """Rank accuracy above chance: (A(α) − α)/(1 − α), 0 by chance and 1 at best.
+
+    NaN where the mask covers everything: there is nothing to gain.
+    """
     ranking = _Ranking(maps, masks, void)
     accuracy = ranking.hits(ranking.size[:, None])[:, 0] / ranking.size
     chance = ranking.size / ranking.pixels
@@ -148,7 +151,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, void: Tensor | None = None
 
     Zhang et al., "Fine-Grained Neural Network Explanation by Identifying Input Features with
     Predictive Information", NeurIPS 2021. Heat is a⁺ over its maximum; thresholds are the deciles
-    of the heat of at least 0.1; trapezoid rule over them. A constant map scores α.
+    of the heat of at least 0.1, at most 0.99; trapezoid rule over them. A constant map scores α.
     """
     maps, masks, keep = _prepared(maps, masks, void)
     positive = _positive(maps, keep)
@@ -255,7 +258,14 @@ def best_at_stride(masks: Tensor, stride: int) -> Tensor:
 
     Each cell holds the share of its pixels on the object; enlarged bilinearly, as IBA's maps are.
     What it scores is a ceiling for maps that are only enlarged.
+
+    Raises
+    ------
+    ValueError
+        The masks cannot be cut into whole cells.
     """
+    if masks.shape[1] % stride or masks.shape[2] % stride:
+        raise ValueError(f"masks {tuple(masks.shape)} cannot be cut into cells of {stride} pixels")
     cells = F.avg_pool2d(masks.float()[:, None], stride)
     return F.interpolate(cells, masks.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
