@@ -6,10 +6,10 @@ import difflib
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from riba import datasets, metrics
 from riba.methods import METHODS, find_method
 from riba.models import fingerprint
-from riba.relevance import frozen_copy
 from riba.workbench import Workbench
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
@@ -64,8 +63,9 @@ def evaluate(
         Folder for the results: each (method, few samples) is written as soon as it is measured, so
         that a run that was stopped anywhere goes on where it was. None keeps all in memory.
     executor
-        Any ``concurrent.futures.Executor``: a process pool, or Dask's ``Client.get_executor()``.
-        None is this process alone. Workers write to ``out`` themselves where they can.
+        Any ``concurrent.futures.Executor``: a process pool, or Dask's ``Client.get_executor()``;
+        threads of one process take turns. None is this process alone. Workers write to ``out``
+        themselves where they can.
     seed
         Of whatever is random in the methods and metrics.
     batch
@@ -238,9 +238,14 @@ def _run(
         ) from failures[0]
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def _explain_all(wb: Workbench, *task: object) -> list[pd.DataFrame]:
-    """A block in a worker, on a network of its own: threads would meet each other's hooks."""
-    return list(_explain_block(replace(wb, model=frozen_copy(wb.model)), *task))
+    """A block in a worker. Threads of one process take turns: they would meet each other's hooks,
+    and tracing a network changes the calls of all; PyTorch itself uses the other cores."""
+    with _ONE_AT_A_TIME:
+        return list(_explain_block(wb, *task))
 
 
 def _explain_block(
