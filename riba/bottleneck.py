@@ -115,6 +115,22 @@ def capacity(
     return -0.5 * (1 + 2 * rest.log() - (lambda_ * normal).square() - rest.square())
 
 
+def measure(
+    r: Tensor, alpha: Tensor, stats: FeatureStatistics, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """λ and capacity in nats (each B×C×h×w) for features ``r`` under parameters ``alpha``."""
+    stats = stats.to(r.device)
+    lambda_, rest = openness(alpha, sigma)
+    nats = capacity(r, stats.mean, stats.std.clamp(min=MIN_STD), lambda_, rest)
+    return lambda_, stats.active * nats
+
+
+def settled(totals: Tensor) -> Tensor:
+    """B bool: the last update changed the total nats ((steps + 1)×B) by less than 5 %."""
+    before, after = totals[-2:]
+    return (after - before).abs() <= SETTLED * before
+
+
 def to_bits(nats: Tensor, size: int | tuple[int, int]) -> Tensor:
     """A map of bits for display: B×H×W from nats (B×C×h×w), the total number of bits preserved.
 
@@ -186,8 +202,7 @@ class Information:
     @property
     def settled(self) -> Tensor:
         """B bool: the last update changed the total nats by less than 5 %."""
-        before, after = self.trace.information[-2:]
-        return (after - before).abs() <= SETTLED * before
+        return settled(self.trace.information)
 
     def bits(self, size: int | tuple[int, int]) -> Tensor:
         """B×H×W map of bits whose sum is the total number of bits in the bottleneck."""
@@ -317,10 +332,7 @@ class InformationBottleneck:
 
     def measure(self, r: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """λ and capacity in nats (each B×C×h×w) for features ``r`` under parameters ``alpha``."""
-        stats = self.stats.to(r.device)
-        lambda_, rest = openness(alpha, self.sigma)
-        nats = capacity(r, stats.mean, stats.std.clamp(min=MIN_STD), lambda_, rest)
-        return lambda_, stats.active * nats
+        return measure(r, alpha, self.stats, self.sigma)
 
     # what follows is one step, from the whole batch inwards
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from riba.bottleneck import Information, InformationBottleneck, openness
+from riba.bottleneck import Information, InformationBottleneck, openness, settled
 from riba.models import check_targets, class_logit, split
 from riba.priors import PRIORS, Head
 from riba.statistics import FeatureStatistics
@@ -90,8 +90,7 @@ class InputInformation:
     @property
     def settled(self) -> Tensor:
         """B bool: the last update changed the total nats by less than 5 %."""
-        before, after = self.trace[-2:]
-        return (after - before).abs() <= 0.05 * before
+        return settled(self.trace)
 
 
 class InputIBA:
@@ -166,7 +165,8 @@ class InputIBA:
         bits = features.bits(tuple(images.shape[-2:]))
         cut = split(self.model, self.layer, images[:1])
         with torch.no_grad():
-            targets = check_targets(targets, self.model(images))
+            logits = self.model(images[:1]).expand(len(images), -1)  # how many classes there are
+            targets = check_targets(targets, logits)
         rows = zip(images, targets, bits, features.features, features.lambda_, strict=True)
         with torch.enable_grad():
             parts = [

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -353,6 +354,25 @@ def stopped_at(module: nn.Module) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
+
+
+@contextmanager
+def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of ``layers`` by name, in the order in which a pass within this context runs them."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        outputs[name] = output
+        return output.clone()  # an in-place ReLU behind would overwrite what is kept
+
+    handles = [
+        find_layer(model, name).register_forward_hook(partial(keep, name)) for name in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:

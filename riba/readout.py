@@ -11,7 +11,6 @@ network sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from riba import datasets
-from riba.bottleneck import MIN_STD, capacity, openness
-from riba.models import DATA, SCENENET_LAYER, check_images, find_layer, load_weights, split
+from riba.bottleneck import MIN_STD, measure
+from riba.models import DATA, SCENENET_LAYER, check_images, load_weights, split, watched
 from riba.statistics import FeatureStatistics
 
 READOUT_WEIGHTS = DATA / "readout.safetensors"
@@ -117,32 +116,14 @@ class ReadoutBottleneck:
         check_images(self.model, images)
         r, read = record(self.model, self.layer, self.layers, images)
         self.stats.check_features(r)
-        return self.measure(r, self.readout(read))[2].clamp(min=0)
-
-    def measure(self, r: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """λ, the standard deviation of the noise (floored), and the nats; for features ``r``."""
-        stats = self.stats.to(r.device)
-        lambda_, rest = openness(alpha, self.sigma)
-        std = stats.std.clamp(min=MIN_STD)
-        return lambda_, std, stats.active * capacity(r, stats.mean, std, lambda_, rest)
+        return measure(r, self.readout(read), self.stats, self.sigma)[1].clamp(min=0)
 
 
 def record(
     model: nn.Module, layer: str, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features r of ``layer`` (B×C×h×w) and those of ``layers``, resized to h×w and stacked."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            kept[name] = output.clone()  # an in-place ReLU behind must not reach it
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in {layer, *layers}:
-            handle = find_layer(model, name).register_forward_hook(keep(name))
-            hooks.callback(handle.remove)
+    with watched(model, dict.fromkeys((layer, *layers))) as kept:
         model(images)
     size = kept[layer].shape[-2:]
     resized = [_resized(kept[name], size) for name in layers]
@@ -257,8 +238,8 @@ def _loss(
 ) -> Tensor:
     with torch.no_grad():
         r, read = record(bottleneck.model, bottleneck.layer, bottleneck.layers, images)
-    lambda_, std, nats = bottleneck.measure(r, bottleneck.readout(read))
-    noise = torch.randn(r.shape, generator=draw).to(r)
-    stats = bottleneck.stats.to(r.device)
+    alpha, stats = bottleneck.readout(read), bottleneck.stats.to(r.device)
+    lambda_, nats = measure(r, alpha, stats, bottleneck.sigma)
+    noise, std = torch.randn(r.shape, generator=draw).to(r), stats.std.clamp(min=MIN_STD)
     z = stats.active * (lambda_ * r + (1 - lambda_) * (stats.mean + std * noise))
     return F.cross_entropy(tail(z), targets) + beta * nats.mean()

@@ -26,7 +26,7 @@ from zennit.types import Activation, BatchNorm
 
 from riba import rules
 from riba.bottleneck import Information, InformationBottleneck
-from riba.models import check_images, check_targets, class_logit, find_layer, run_until
+from riba.models import check_images, check_targets, class_logit, find_layer, run_until, watched
 from riba.statistics import FeatureStatistics
 
 PIXELS_AT_ONCE = 2**18
@@ -146,12 +146,12 @@ def descend_all(
     """
     check_images(model, images)
     names = stages(model) if layers is None else list(layers)
-    watched = [name for name in names if name != layer]
+    lower = [name for name in names if name != layer]
     with prepared(model, rules.composite(composite)) as private:
         parts = [
-            _one_pass(private, layer, images[part], start[part], watched) for part in _parts(images)
+            _one_pass(private, layer, images[part], start[part], lower) for part in _parts(images)
         ]
-    missing = [name for name in watched if name not in parts[0]]
+    missing = [name for name in lower if name not in parts[0]]
     if layers is not None and missing:
         raise ValueError(f"layer {missing[0]!r} does not run below {layer!r}: name one that does")
     below = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -194,37 +194,18 @@ def _descend(private: nn.Module, layer: str, images: Tensor, start: Tensor) -> T
 
 
 def _one_pass(
-    private: nn.Module, layer: str, images: Tensor, start: Tensor, watched: list[str]
+    private: nn.Module, layer: str, images: Tensor, start: Tensor, names: list[str]
 ) -> dict[str, Tensor]:
-    """Relevance at the outputs of ``watched``, last to first, and at the pixels."""
+    """Relevance at the outputs of ``names``, last to first, and at the pixels."""
     # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.detach().clone().requires_grad_()
-        with _watched(private, watched) as outputs:
+        with watched(private, names) as outputs:
             features = run_until(private, layer, pixels)
         _check_start(start, features, layer)
         wanted = [*reversed(outputs.values()), pixels]
         below = torch.autograd.grad(features, wanted, start.detach().clone().to(features))
     return dict(zip([*reversed(outputs), "pixels"], below, strict=True))
-
-
-@contextmanager
-def _watched(private: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of ``layers`` by name, in the order in which a pass within this context runs them."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        outputs[name] = output
-        return output.clone()  # an in-place ReLU behind would overwrite what is kept
-
-    handles = [
-        find_layer(private, name).register_forward_hook(partial(keep, name)) for name in layers
-    ]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_start(start: Tensor, features: Tensor, layer: str) -> None:
@@ -319,7 +300,7 @@ def _from_logit(
     for part in _parts(images):
         with torch.inference_mode(False), torch.enable_grad():
             pixels = images[part].detach().clone().requires_grad_()
-            with _watched(private, [] if layer is None else [layer]) as outputs:
+            with watched(private, [] if layer is None else [layer]) as outputs:
                 logits = private(pixels)
             at = pixels if layer is None else outputs[layer]
             start = _logit_start(logits.detach(), check_targets(targets[part], logits))
