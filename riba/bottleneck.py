@@ -88,9 +88,16 @@ def restrict(
     -------
     B×S×C×h×w: S noisy copies of each image's features.
     """
-    centre = active * (lambda_ * r + (1 - lambda_) * mean)
-    spread = active * (1 - lambda_) * std
+    centre, spread = restricted_moments(r, lambda_, mean, std, active)
     return torch.addcmul(centre[:, None], spread[:, None], noise)
+
+
+def restricted_moments(
+    r: Tensor, lambda_: Tensor, mean: Tensor, std: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of z (:func:`restrict`), each as large as ``r``."""
+    rest = 1 - lambda_
+    return active * (lambda_ * r + rest * mean), active * rest * std
 
 
 def capacity(

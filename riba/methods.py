@@ -20,7 +20,6 @@ magnitude. Signed maps are ranked with their sign: a negative pixel speaks again
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import inspect
@@ -43,7 +42,7 @@ from zennit.core import Composite
 from riba import relevance, rules
 from riba.bottleneck import Information, InformationBottleneck, to_bits
 from riba.input_iba import InputIBA, InputInformation
-from riba.models import check_images, check_targets, class_logit, find_layer
+from riba.models import check_images, check_targets, class_logit, find_layer, near_matches
 from riba.readout import scenenet_readout
 from riba.workbench import Workbench
 
@@ -64,12 +63,10 @@ def find_method(name: str) -> Method:
     ValueError
         There is none; the message lists near matches.
     """
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(str(name), METHODS, n=4, cutoff=0.3) or list(METHODS)
-    raise ValueError(
-        f"no method {name!r}; near matches: {', '.join(near)} (riba.METHODS lists all)"
-    )
+    if name not in METHODS:
+        near = near_matches(name, METHODS)
+        raise ValueError(f"no method {name!r}; {near} (riba.METHODS lists all)")
+    return METHODS[name]
 
 
 def _method(name: str) -> Callable[[Method], Method]:

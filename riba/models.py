@@ -127,12 +127,18 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
     modules = dict(model.named_modules())
     if layer and layer in modules:
         return modules[layer]
-    names = layer_names(model)
-    near = difflib.get_close_matches(str(layer), names, n=5, cutoff=0.4) or names[:5]
+    near = near_matches(layer, layer_names(model))
     raise ValueError(
-        f"{type(model).__name__} has no layer {layer!r}; near matches: {', '.join(near)} "
+        f"{type(model).__name__} has no layer {layer!r}; {near} "
         "(riba.models.layer_names(model) lists all)"
     )
+
+
+def near_matches(name: object, names: Iterable[str]) -> str:
+    """For a message about an unknown ``name``: up to five of ``names`` that look like it."""
+    names = list(names)
+    near = difflib.get_close_matches(str(name), names, n=5, cutoff=0.3) or names[:5]
+    return f"near matches: {', '.join(near)}"
 
 
 # --- what a network accepts ------------------------------------------------------------------

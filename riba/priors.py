@@ -32,7 +32,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from riba.bottleneck import MIN_STD, restrict
+from riba.bottleneck import MIN_STD, restrict, restricted_moments
 from riba.statistics import FeatureStatistics
 
 Head = Callable[[Tensor], Tensor]
@@ -75,8 +75,7 @@ def moments(
     """
     stats = stats.to(image.device)
     std = stats.std.clamp(min=MIN_STD)
-    centre = stats.active * (lambda_ * r + (1 - lambda_) * stats.mean)
-    spread = stats.active * (1 - lambda_) * std
+    centre, spread = restricted_moments(r, lambda_, stats.mean, std, stats.active)
     generator = _Generator(image, bits)
     optimiser = generator.optimiser()
     draw = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from riba import datasets
-from riba.bottleneck import MIN_STD, measure
+from riba.bottleneck import MIN_STD, measure, restricted_moments
 from riba.models import DATA, SCENENET_LAYER, check_images, load_weights, split, watched
 from riba.statistics import FeatureStatistics
 
@@ -240,6 +240,7 @@ def _loss(
         r, read = record(bottleneck.model, bottleneck.layer, bottleneck.layers, images)
     alpha, stats = bottleneck.readout(read), bottleneck.stats.to(r.device)
     lambda_, nats = measure(r, alpha, stats, bottleneck.sigma)
-    noise, std = torch.randn(r.shape, generator=draw).to(r), stats.std.clamp(min=MIN_STD)
-    z = stats.active * (lambda_ * r + (1 - lambda_) * (stats.mean + std * noise))
+    std = stats.std.clamp(min=MIN_STD)
+    centre, spread = restricted_moments(r, lambda_, stats.mean, std, stats.active)
+    z = centre + spread * torch.randn(r.shape, generator=draw).to(r)
     return F.cross_entropy(tail(z), targets) + beta * nats.mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from riba import datasets, metrics
 from riba.methods import METHODS, find_method
-from riba.models import fingerprint
+from riba.models import fingerprint, near_matches
 from riba.workbench import Workbench
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
@@ -130,11 +129,8 @@ def _asked_for(
 
 def _find_metric(name: str) -> None:
     if name not in METRICS:
-        near = difflib.get_close_matches(str(name), METRICS, n=4, cutoff=0.3) or list(METRICS)
-        raise ValueError(
-            f"no metric {name!r}; near matches: {', '.join(near)} "
-            "(riba.evaluation.METRICS lists all)"
-        )
+        near = near_matches(name, METRICS)
+        raise ValueError(f"no metric {name!r}; {near} (riba.evaluation.METRICS lists all)")
 
 
 def _identified(sample: datasets.Sample) -> dict[str, object]:
@@ -263,13 +259,15 @@ def _explain_block(
     nothing = torch.zeros_like(samples[0].mask)
     others = [nothing if sample.other is None else sample.other for sample in samples]
     others = torch.stack(others).to(device)
+    band = metrics.border_band(masks) | metrics.border_band(others)
+    voids = {"strict": torch.zeros_like(band), "banded": band}
     for method, wanted in jobs:
         maps = METHODS[method](wb, images, labels, masks=masks, seed=seed)
         frame = pd.DataFrame(
             [
                 {**row, "method": method, "seed": seed, "metric": name, "mask": mask, "value": v}
                 for (name, mask), values in _measure(
-                    wb, wanted, maps, images, labels, masks, others, seed
+                    wb, wanted, maps, images, labels, masks, others, voids, seed
                 ).items()
                 for row, v in zip(rows, values.tolist(), strict=True)
             ]
@@ -286,40 +284,54 @@ def _measure(
     labels: Tensor,
     masks: Tensor,
     others: Tensor,
+    voids: dict[str, Tensor],
     seed: int,
 ) -> dict[tuple[str, str], Tensor]:
     """(metric, mask) to B values."""
-    band = metrics.border_band(masks) | metrics.border_band(others)
     measured = {}
     for name in wanted:
         if name in metrics.FAITHFULNESS:
             value = metrics.FAITHFULNESS[name](wb.model, images, labels, maps, seed=seed)
             measured[name, "none"] = value
-            continue
-        for mask, void in (("strict", torch.zeros_like(band)), ("banded", band)):
-            measured[name, mask] = _localised(name, maps, masks, others, void)
+    localised = [name for name in wanted if name not in metrics.FAITHFULNESS]
+    for mask, void in voids.items():
+        for name, value in _localised(localised, maps, masks, others, void).items():
+            measured[name, mask] = value
     return measured
 
 
-def _localised(name: str, maps: Tensor, masks: Tensor, others: Tensor, void: Tensor) -> Tensor:
-    """One localisation metric; NaN where the void band leaves nothing to measure."""
-    there = (masks & ~void).any((1, 2))
-    if name == CONTRAST:
-        there &= (others & ~void).any((1, 2))
-    if name == "auroc":
-        there &= (~masks & ~void).any((1, 2))
-    values = torch.full((len(maps),), torch.nan, dtype=torch.float64, device=maps.device)
-    if not there.any():
-        return values
-    given = maps[there], masks[there]
-    if name == CONTRAST:
-        values[there] = metrics.two_object_contrast(*given, others[there], void[there])
-    elif name in CURVE:
-        fraction = FRACTIONS[CURVE.index(name)]
-        values[there] = metrics.allocation_curve(*given, [fraction], void[there])[:, 0]
-    else:
-        values[there] = metrics.LOCALISATION[name](*given, void[there])
+def _localised(
+    names: Sequence[str], maps: Tensor, masks: Tensor, others: Tensor, void: Tensor
+) -> dict[str, Tensor]:
+    """Localisation metrics by name; NaN where the void band leaves nothing to measure."""
+    inside, outside, inside_other = (
+        (pixels & ~void).any((1, 2)) for pixels in (masks, ~masks, others)
+    )
+    if not inside.any():
+        nothing = torch.full((len(maps),), torch.nan, dtype=torch.float64, device=maps.device)
+        return dict.fromkeys(names, nothing)
+    values = {}
+    for name in names:
+        if name == CONTRAST:
+            rows = inside & inside_other
+            found = metrics.two_object_contrast(maps[rows], masks[rows], others[rows], void[rows])
+        elif name in metrics.LOCALISATION:
+            rows = inside & outside if name == "auroc" else inside
+            found = metrics.LOCALISATION[name](maps[rows], masks[rows], void[rows])
+        else:
+            continue
+        values[name] = _with_gaps(found, rows)
+    curve = [name for name in names if name in CURVE]
+    if curve:  # of one ranking
+        budgets = [FRACTIONS[CURVE.index(name)] for name in curve]
+        found = metrics.allocation_curve(maps[inside], masks[inside], budgets, void[inside])
+        values |= {n: _with_gaps(v, inside) for n, v in zip(curve, found.T, strict=True)}
     return values
+
+
+def _with_gaps(values: Tensor, rows: Tensor) -> Tensor:
+    """``values`` in the places of ``rows`` (B bool), NaN in the others."""
+    return torch.full(rows.shape, torch.nan).to(values).index_put((rows,), values)
 
 
 # --- the folder of results -----------------------------------------------------------------------

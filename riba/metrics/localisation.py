@@ -83,10 +83,9 @@ def rank_skill(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Tenso
 
     NaN where the mask covers everything: there is nothing to gain.
     """
-    ranking = _Ranking(maps, masks, void)
-    accuracy = ranking.hits(ranking.size[:, None])[:, 0] / ranking.size
-    chance = ranking.size / ranking.pixels
-    return (accuracy - chance) / (1 - chance)
+    _, inside, keep = _prepared(maps, masks, void)
+    chance = inside.sum(1).double() / keep.sum(1)
+    return (rank_accuracy(maps, masks, void) - chance) / (1 - chance)
 
 
 def iou_at_k(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Tensor:
