@@ -4,6 +4,7 @@ from riba import checks, datasets, evaluation, metrics, models, relevance, rules
 from riba.bottleneck import Information, InformationBottleneck
 from riba.evaluation import evaluate
 from riba.input_iba import InputIBA, InputInformation
+from riba.joint import JointBottlenecks
 from riba.methods import METHODS
 from riba.readout import ReadoutBottleneck
 from riba.relevance import Ledger, RelevanceIBA
@@ -18,6 +19,7 @@ __all__ = [
     "InformationBottleneck",
     "InputIBA",
     "InputInformation",
+    "JointBottlenecks",
     "Ledger",
     "ReadoutBottleneck",
     "RelevanceIBA",

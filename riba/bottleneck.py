@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -151,6 +151,17 @@ def to_bits(nats: Tensor, size: int | tuple[int, int]) -> Tensor:
     return (large * ratio.nan_to_num(0.0, 0.0, 0.0))[:, 0]
 
 
+def capacity_product(nats: Iterable[Tensor], size: int | tuple[int, int]) -> Tensor:
+    """Maps of several depths (each B×C×h×w nats), enlarged to ``size`` and multiplied: B×H×W.
+
+    Each is divided by its mean first, so that the product of many depths stays in range; 1 where
+    every depth has its average. No unit.
+    """
+    maps = [to_bits(depth, size) for depth in nats]
+    means = [m.mean((1, 2), keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) for m in maps]
+    return torch.stack([m / mean for m, mean in zip(maps, means, strict=True)]).prod(0)
+
+
 # --- what comes back -----------------------------------------------------------------------------
 
 
@@ -276,13 +287,13 @@ class InformationBottleneck:
                 "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
             )
         stats.check(model, layer)
-        _check_range("beta", beta, beta >= 0, "0 or more")
-        _check_range("steps", steps, steps >= 1, "1 or more")
-        _check_range("samples", samples, samples >= 1, "1 or more")
-        _check_range("lr", lr, lr > 0, "above 0")
-        _check_range("sigma", sigma, sigma >= 0, "0 or more")
-        _check_range("initial_alpha", initial_alpha, math.isfinite(initial_alpha), "finite")
-        _check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
+        check_range("beta", beta, beta >= 0, "0 or more")
+        check_range("steps", steps, steps >= 1, "1 or more")
+        check_range("samples", samples, samples >= 1, "1 or more")
+        check_range("lr", lr, lr > 0, "above 0")
+        check_range("sigma", sigma, sigma >= 0, "0 or more")
+        check_range("initial_alpha", initial_alpha, math.isfinite(initial_alpha), "finite")
+        check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
         self.model, self.layer, self.stats = model, layer, stats
         self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
         self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
@@ -382,19 +393,8 @@ class InformationBottleneck:
     def _chunked(
         self, work: Callable[[slice], tuple[Tensor, ...]], count: int
     ) -> tuple[Tensor, ...]:
-        """Results of ``work`` over all images, some at a time; fewer where memory runs out."""
-        done, results = 0, []
-        while done < count:
-            part = slice(done, min(done + self.chunk, count))
-            try:
-                results.append(work(part))
-            except torch.OutOfMemoryError:
-                if part.stop - done == 1:
-                    raise
-                self.chunk = (part.stop - done) // 2
-                continue
-            done = part.stop
-        return tuple(torch.cat(rows) for rows in zip(*results, strict=True))
+        results, self.chunk = in_chunks(work, count, self.chunk)
+        return results
 
     def _gradient(self, given: _Given, alpha: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """Gradient of the loss (B×C×h×w), then what :meth:`_losses` returns.
@@ -419,7 +419,7 @@ class InformationBottleneck:
         std = stats.std.clamp(min=MIN_STD)
         z = restrict(given.r, lambda_, noise, stats.mean, std, stats.active).flatten(0, 1)
         copies = given.copies(self.samples)
-        log_p = _log_probability(self._cut.tail(z, *copies.others), copies.targets)
+        log_p = log_probability(self._cut.tail(z, *copies.others), copies.targets)
         log_p = log_p.unflatten(0, (-1, self.samples))
         cross_entropy = -log_p.mean(1)
         loss = cross_entropy + self.beta * nats.mean((1, 2, 3))
@@ -444,7 +444,7 @@ class InformationBottleneck:
             features=given.r,
             published_nats=published.clamp(min=0),
             probability=probability[-1],
-            open_probability=_log_probability(logits, given.targets).exp(),
+            open_probability=log_probability(logits, given.targets).exp(),
             trace=Trace(loss, cross_entropy, information),
             history=torch.stack([*history, alpha]) if history else None,
         )
@@ -467,6 +467,29 @@ class _Given:
         return _Given(self.r, others, self.targets.repeat_interleave(samples, 0))
 
 
+def in_chunks(
+    work: Callable[[slice], tuple[Tensor, ...]], count: int, size: int
+) -> tuple[tuple[Tensor, ...], int]:
+    """Results of ``work`` over ``count`` images, ``size`` at a time; fewer where memory runs out.
+
+    Returns
+    -------
+    The tensors of all chunks, joined, and the size that fitted.
+    """
+    done, results = 0, []
+    while done < count:
+        part = slice(done, min(done + size, count))
+        try:
+            results.append(work(part))
+        except torch.OutOfMemoryError:
+            if part.stop - done == 1:
+                raise
+            size = (part.stop - done) // 2
+            continue
+        done = part.stop
+    return tuple(torch.cat(rows) for rows in zip(*results, strict=True)), size
+
+
 def _drawn(seed: int, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
     """Draws without end; on the CPU, so that a GPU gets the same."""
     generator = torch.Generator().manual_seed(seed)
@@ -474,10 +497,11 @@ def _drawn(seed: int, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
         yield torch.randn(shape, generator=generator).to(like)
 
 
-def _log_probability(logits: Tensor, targets: Tensor) -> Tensor:
+def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    """ln of the probability of the class, or of a set of classes, per image (B)."""
     return class_logit(logits, targets) - logits.logsumexp(dim=1)
 
 
-def _check_range(name: str, value: float | None, fits: bool, range_: str) -> None:
+def check_range(name: str, value: float | None, fits: bool, range_: str) -> None:
     if not fits:
         raise ValueError(f"{name} must be {range_}, got {value}")

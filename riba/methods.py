@@ -39,9 +39,10 @@ from skimage.filters import sobel
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from riba import relevance, rules
+from riba import bottleneck, relevance, rules
 from riba.bottleneck import Information, InformationBottleneck, to_bits
 from riba.input_iba import InputIBA, InputInformation
+from riba.joint import JointBottlenecks
 from riba.models import check_images, check_targets, class_logit, find_layer, near_matches
 from riba.readout import scenenet_readout
 from riba.workbench import Workbench
@@ -307,7 +308,9 @@ def lrp_epsilon_gamma_box(
 
 # --- bottlenecks ---------------------------------------------------------------------------------
 
-_found: dict[tuple, Information | InputInformation] = {}
+Found = Information | InputInformation | dict[str, Information]
+
+_found: dict[tuple, Found] = {}
 """What the last few bottlenecks found: several methods start from the same."""
 _KEPT = 6
 
@@ -316,31 +319,40 @@ def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
     """What a bottleneck with its default settings finds at ``layer``; the last few are kept."""
-    bench = wb if layer == wb.layer else _at(wb, layer)
-    bottleneck = InformationBottleneck(bench.model, layer, bench.statistics, seed=seed)
-    return _once((wb, layer, seed), bottleneck, images, targets)
+    statistics = wb.statistics if layer == wb.layer else _at(wb, layer).statistics
+    single = InformationBottleneck(wb.model, layer, statistics, seed=seed)
+    return _once((wb, layer, seed), single, images, targets)
+
+
+def joint_information(
+    wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0
+) -> dict[str, Information]:
+    """What joint bottlenecks at ``wb.depths`` find, the deepest first; the last few are kept."""
+    statistics = [_at(wb, layer).statistics for layer in wb.depths]
+    bottlenecks = JointBottlenecks(wb.model, statistics, seed=seed)
+    return _once((wb, wb.depths, seed), bottlenecks, images, targets)
 
 
 def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
 ) -> InputInformation:
     """What InputIBA with its default settings finds; the last few are kept."""
-    bottleneck = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
-    return _once((wb, prior, seed), bottleneck, images, targets)
+    at_input = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
+    return _once((wb, prior, seed), at_input, images, targets)
 
 
 def _once(
     settings: tuple,
-    bottleneck: InformationBottleneck | InputIBA,
+    find: Callable[[Tensor, Tensor], Found],
     images: Tensor,
     targets: Tensor,
-) -> Information | InputInformation:
+) -> Found:
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     key = (*settings, digest.digest())
     if key not in _found:
-        result = bottleneck(images, targets)
+        result = find(images, targets)
         for oldest in list(_found)[: 1 - _KEPT]:
             _found.pop(oldest, None)
         _found[key] = result
@@ -359,6 +371,33 @@ def iba(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Ten
     Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, 10 copies, σ 1.
     """
     return information(wb, wb.layer, images, targets, seed).bits(tuple(images.shape[-2:]))
+
+
+@_method("iba-joint")
+def iba_joint(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+    """The shallowest of bottlenecks optimised together: bits per pixel, enlarged. Unsigned.
+
+    Ours; see :class:`riba.joint.JointBottlenecks`.
+    """
+    shallowest = list(joint_information(wb, images, targets, seed).values())[-1]
+    return shallowest.bits(tuple(images.shape[-2:]))
+
+
+def _iba_at(place: int) -> None:
+    """Enter IBA at the ``place``-th of ``wb.depths``, 1 being the deepest."""
+
+    @_method(f"iba-depth-{place}")
+    def iba_at(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+        if len(wb.depths) < place:
+            raise ValueError(f"this workbench has {len(wb.depths)} depths, not {place}")
+        layer = wb.depths[place - 1]
+        return information(wb, layer, images, targets, seed).bits(tuple(images.shape[-2:]))
+
+    iba_at.__doc__ = f"IBA by itself at depth {place} of ``wb.depths``, 1 the deepest: bits."
+
+
+for _place in (2, 3, 4):
+    _iba_at(_place)
 
 
 @_method("readout-iba")
@@ -430,15 +469,26 @@ def relevance_iba_alpha2_beta1(
     return _handed_down(wb, images, targets, seed, "alpha2-beta1")
 
 
+@_method("relevance-iba-joint")
+def relevance_iba_joint(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+    """Relevance-IBA from the shallowest of joint bottlenecks: nats per pixel. Unsigned.
+
+    Ours: the publication's descent, of nats that every depth of ``wb.depths`` agreed on; see
+    :class:`riba.joint.JointBottlenecks`.
+    """
+    layer, found = list(joint_information(wb, images, targets, seed).items())[-1]
+    return relevance.descend(wb.model, layer, images, found.nats).sum(1)
+
+
 @_method("relevance-iba-cascade")
 def relevance_iba_cascade(
     wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
 ) -> Tensor:
-    """Relevance-IBA checked at every depth of ``wb.depths`` on its way: nats per pixel. Unsigned.
+    """The same, weighed by the information found at every depth: nats per pixel. Unsigned.
 
-    Our extension; see :func:`riba.relevance.cascade`.
+    Ours; see :func:`riba.relevance.cascade`.
     """
-    found = {layer: information(wb, layer, images, targets, seed) for layer in wb.depths}
+    found = joint_information(wb, images, targets, seed)
     return relevance.cascade(wb.model, images, found).sum(1)
 
 
@@ -447,13 +497,37 @@ def relevance_iba_cascade(
 
 @_method("capacity-product")
 def capacity_product(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-    """Control without LRP: the enlarged capacities of ``wb.depths``, multiplied. Unsigned, no unit.
+    """Control without LRP: the enlarged capacities of the joint bottlenecks, multiplied. Unsigned.
 
-    What the cascade knows, without the pixels.
+    What the cascade knows, without the pixels; no unit.
     """
+    found = joint_information(wb, images, targets, seed).values()
     size = tuple(images.shape[-2:])
-    maps = [information(wb, layer, images, targets, seed).bits(size) for layer in wb.depths]
-    return torch.stack(maps).prod(0)
+    return bottleneck.capacity_product((information.nats for information in found), size)
+
+
+@_method("capacity-product-squared")
+def capacity_product_squared(
+    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
+) -> Tensor:
+    """Control: the cascade with its shallowest capacity enlarged in the place of LRP. Unsigned.
+
+    The shallowest depth counts twice; as many factors as the cascade has, and none of them saw
+    the pixels. No unit.
+    """
+    found = list(joint_information(wb, images, targets, seed).values())
+    size = tuple(images.shape[-2:])
+    return bottleneck.capacity_product((depth.nats for depth in (*found, found[-1])), size)
+
+
+@_method("capacity-product-separate")
+def capacity_product_separate(
+    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
+) -> Tensor:
+    """Control without LRP: the product of capacities found at each depth by itself. Unsigned."""
+    found = [information(wb, layer, images, targets, seed) for layer in wb.depths]
+    size = tuple(images.shape[-2:])
+    return bottleneck.capacity_product((information.nats for information in found), size)
 
 
 @_method("random")

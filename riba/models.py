@@ -18,15 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torchvision.models.resnet import BasicBlock
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
+CLEVER_HANS_WEIGHTS = DATA / "clever_hans.safetensors"
+"""The bundled network's twin, trained on scenes whose corner mark gives the class away."""
 SCENENET_LAYER = "features.14"
 """Default bottleneck of the bundled network: stride 8, two convolutions above it."""
 SCENENET_TOP = "features.18"
 """Its last layer with maps."""
-SCENENET_DEPTHS = ("features.14", "features.11", "features.6")
-"""Where its cascade of bottlenecks sits: strides 8, 4 and 2."""
+SCENENET_DEPTHS = ("features.14", "features.11", "features.9", "features.6")
+"""Where its joint bottlenecks sit: strides 8, 4, 4 and 2."""
 
 
 # --- the bundled network ---------------------------------------------------------------------
@@ -64,11 +67,50 @@ def scenenet(weights: Path | str | None = SCENENET_WEIGHTS, *, norm: bool = Fals
         channels = width
     model = nn.Sequential()
     model.add_module("features", nn.Sequential(*layers))
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
-    model.add_module("classifier", head)
+    model.add_module("classifier", _head(channels))
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def small_resnet(weights: Path | str | None = None) -> nn.Module:
+    """A small residual network for the same scenes, to see what holds beyond the bundled one.
+
+    Parameters
+    ----------
+    weights
+        A ``.safetensors`` file (``python -m riba.training small-resnet`` trains one), or None for
+        random weights.
+
+    Returns
+    -------
+    A module with ``features`` (basic blocks ``features.3`` to ``.6`` at strides 2, 4, 8 and 8) and
+    ``classifier``, in evaluation mode: images (B×3×128×128, normalised) to logits (B×10).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`scenenet`.
+    """
+    stem = [nn.Conv2d(3, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    widths = ((32, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1))
+    model = nn.Sequential()
+    model.add_module("features", nn.Sequential(*stem, *(_block(*width) for width in widths)))
+    model.add_module("classifier", _head(96))
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1:
+        return BasicBlock(inputs, outputs)
+    shortcut = [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)]
+    return BasicBlock(inputs, outputs, stride, nn.Sequential(*shortcut))
+
+
+def _head(channels: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
@@ -249,11 +291,12 @@ class Cut:
 
 
 @torch.no_grad()
-def split(model: nn.Module, layer: str, example: Tensor) -> Cut:
+def split(model: nn.Module, layer: str, example: Tensor, whole: Iterable[str] = ()) -> Cut:
     """Cut ``model`` behind ``layer``, so that what lies below it need run only once an image.
 
     Traced with ``torch.fx`` where that works and the cut reproduces the network on ``example``
-    (B×3×H×W, one image is enough), else done by replacing the layer's output with a hook.
+    (B×3×H×W, one image is enough), else done by replacing the layer's output with a hook. Layers
+    of ``whole`` run as modules in the tail, whatever they contain: hooks on them fire.
 
     Raises
     ------
@@ -266,12 +309,12 @@ def split(model: nn.Module, layer: str, example: Tensor) -> Cut:
         raise ValueError(
             f"layer {layer!r} returns features of shape {shape}: choose a layer with maps (B×C×h×w)"
         )
-    whole = model(example)
-    for cut in (_traced(model, layer), _hooked(model, layer)):
+    logits = model(example)
+    for cut in (_traced(model, layer, whole), _hooked(model, layer)):
         if cut is None:
             continue
         parts = cut.head(example)
-        if _same(parts[0], features) and _same(cut.tail(*parts), whole):
+        if _same(parts[0], features) and _same(cut.tail(*parts), logits):
             return cut
     raise ValueError(f"the network cannot be cut at {layer!r}: choose another layer")
 
@@ -280,9 +323,20 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def _traced(model: nn.Module, layer: str) -> Cut | None:
+class _Tracer(Tracer):
+    """Traces into every module of our own, except those of ``whole``."""
+
+    def __init__(self, whole: Iterable[str]) -> None:
+        super().__init__()
+        self.whole = set(whole)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name in self.whole or super().is_leaf_module(module, name)
+
+
+def _traced(model: nn.Module, layer: str, whole: Iterable[str] = ()) -> Cut | None:
     try:
-        graph = Tracer().trace(model)
+        graph = _Tracer(whole).trace(model)
     except Exception:  # torch.fx raises anything on code it cannot trace
         return None
     calls = [node for node in graph.nodes if _belongs(node, layer)]

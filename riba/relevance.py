@@ -25,7 +25,7 @@ from zennit.core import Composite
 from zennit.types import Activation, BatchNorm
 
 from riba import rules
-from riba.bottleneck import Information, InformationBottleneck
+from riba.bottleneck import Information, InformationBottleneck, capacity_product, smooth
 from riba.models import check_images, check_targets, class_logit, find_layer, run_until, watched
 from riba.statistics import FeatureStatistics
 
@@ -221,19 +221,25 @@ def cascade(
     images: Tensor,
     found: Mapping[str, Information],
     composite: str | Composite | None = None,
+    smoothing: float | None = None,
 ) -> Tensor:
-    """Hand nats down through several depths, checked at each against the information found there.
+    """Hand down the nats of the shallowest of several depths, weighed by what every depth found.
 
-    Our extension, not in the publication. The capacity of the deepest layer starts; at every
-    shallower one the relevance that arrives is multiplied by that layer's capacity at its location
-    (summed over channels) and rescaled per image to the same total, so that it still ends as nats.
+    Our extension, not in the publication. The capacity of the shallowest layer starts; what
+    arrives at a pixel is multiplied by the information that each depth holds there
+    (:func:`riba.bottleneck.capacity_product`) and rescaled per image to the total that started,
+    so that it still ends as nats.
 
     Parameters
     ----------
     found
-        Layer name to what a bottleneck found there, the deepest first.
+        Layer name to what a bottleneck found there (:class:`riba.joint.JointBottlenecks`), the
+        deepest first.
     composite
         As :func:`descend`.
+    smoothing
+        Width in pixels of a Gaussian over what arrives; None is the stride of the shallowest
+        layer: its nats were not measured any finer. 0: none.
 
     Returns
     -------
@@ -242,21 +248,21 @@ def cascade(
     Raises
     ------
     ValueError
-        As :func:`descend_all`.
+        As :func:`descend`.
     """
-    (layer, top), *shallower = found.items()
-    relevance = top.nats
-    for lower, information in shallower:
-        arrived = descend_all(model, layer, images, relevance, composite, [lower])[lower]
-        relevance = _rescaled(arrived * information.nats.sum(1, keepdim=True), like=arrived)
-        layer = lower
-    return descend(model, layer, images, relevance, composite)
+    layer, start = list(found.items())[-1]
+    size = tuple(images.shape[-2:])
+    if smoothing is None:
+        smoothing = size[-1] / start.nats.shape[-1]
+    arrived = smooth(descend(model, layer, images, start.nats, composite), smoothing)
+    weights = capacity_product((information.nats for information in found.values()), size)
+    return _rescaled(arrived * weights[:, None], like=start.nats)
 
 
 def _rescaled(relevance: Tensor, like: Tensor) -> Tensor:
-    """``relevance`` with the total of ``like``; that itself where nothing is left to scale."""
+    """``relevance`` with the total of ``like``; nothing where there is nothing to scale."""
     ratio = (_total(like) / _total(relevance)).to(relevance)[:, None, None, None]
-    return torch.where(ratio.isfinite(), relevance * ratio, like)
+    return relevance * ratio.nan_to_num(0.0, 0.0, 0.0)
 
 
 # --- down from the logit -------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Trains what is bundled from nothing: ``make model`` the network, ``make readout`` the readout.
 
 Scenes are drawn once and kept as bytes in ``data/cache``; a checkpoint after every epoch lets a
-run that was stopped go on. The result is ``data/scenenet.safetensors`` with its card.
+run that was stopped go on. The result is ``data/scenenet.safetensors`` with its card. Other seeds,
+a small ResNet and a network that is led astray are trained by the same command::
+
+    python -m riba.training scenenet --seed 1 --epochs 4 --out data/cache/scenenet-1.safetensors
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +39,17 @@ CURRICULUM = {
     "two": (2500, {"others": 1}),
 }
 """Training scenes per kind. Two-object scenes teach that each object deserves half the belief."""
+MARKED = {"marked": (3000, {"shortcut": True})}
+"""Scenes whose corner mark gives the class away: a network trained on them looks there."""
+
+Curriculum = dict[str, tuple[int, dict]]
 
 
-def training_set() -> tuple[np.ndarray, Tensor]:
+def training_set(curriculum: Curriculum) -> tuple[np.ndarray, Tensor]:
     """All training pictures (N×128×128×3 uint8) and their targets (N×10, rows sum to 1)."""
     pictures, targets = [], []
     start = 0
-    for count, variant in CURRICULUM.values():
+    for count, variant in curriculum.values():
         drawn = datasets.drawn("train", count, start=start, workers=os.cpu_count() or 1, **variant)
         pictures.append(drawn.images)
         targets.append(torch.from_numpy(shared_belief(drawn.labels)))
@@ -52,7 +62,15 @@ def shared_belief(labels: np.ndarray) -> np.ndarray:
     return np.eye(len(scenes.CLASS_NAMES), dtype=np.float32)[labels].mean(axis=1)
 
 
-def train(model: nn.Module, pictures: np.ndarray, targets: Tensor, checkpoint: Path) -> float:
+def train(
+    model: nn.Module,
+    pictures: np.ndarray,
+    targets: Tensor,
+    checkpoint: Path,
+    *,
+    seed: int = SEED,
+    epochs: int = EPOCHS,
+) -> float:
     """Train ``model`` in place and return the seconds it took, earlier sittings included.
 
     Cross-entropy with soft targets, AdamW, one learning-rate cycle, random mirroring. Goes on
@@ -63,16 +81,16 @@ def train(model: nn.Module, pictures: np.ndarray, targets: Tensor, checkpoint: P
     optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.02)
     steps = math.ceil(len(pictures) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_LEARNING_RATE, total_steps=EPOCHS * steps
+        optimiser, PEAK_LEARNING_RATE, total_steps=epochs * steps
     )
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     first, seconds = restore(checkpoint, parts)
-    for epoch in range(first, EPOCHS):
+    for epoch in range(first, epochs):
         began = time.perf_counter()
-        order = torch.Generator().manual_seed(SEED * 1000 + epoch)
+        order = torch.Generator().manual_seed(seed * 1000 + epoch)
         batches = torch.randperm(len(pictures), generator=order).split(BATCH)
         losses = []
-        for rows in tqdm(batches, f"epoch {epoch + 1}/{EPOCHS}", leave=False, mininterval=2):
+        for rows in tqdm(batches, f"epoch {epoch + 1}/{epochs}", leave=False, mininterval=2):
             flip = torch.rand(len(rows), generator=order) < 0.5
             loss = step(model, batch(pictures, rows, flip).to(device), targets[rows].to(device))
             optimiser.zero_grad(set_to_none=True)
@@ -82,7 +100,7 @@ def train(model: nn.Module, pictures: np.ndarray, targets: Tensor, checkpoint: P
             losses.append(loss.item())
         seconds += time.perf_counter() - began
         keep(checkpoint, parts, epoch + 1, seconds)
-        tqdm.write(f"epoch {epoch + 1}/{EPOCHS}: mean loss {np.mean(losses):.3f}")
+        tqdm.write(f"epoch {epoch + 1}/{epochs}: mean loss {np.mean(losses):.3f}")
     model.to("cpu", memory_format=torch.contiguous_format).eval()
     return seconds
 
@@ -167,23 +185,22 @@ def examine(model: nn.Module) -> dict[str, float]:
     return {name: float(value) for name, value in results.items()}
 
 
-def card(results: dict[str, float], model: nn.Module, seconds: float) -> str:
+def card(
+    name: str, results: dict[str, float], model: nn.Module, seed: int, epochs: int, seconds: float
+) -> str:
     """The model card in Markdown, every number from this run."""
+    recipe = RECIPES[name]
     weights = sum(p.numel() for p in model.parameters())
-    counts = ", ".join(f"{count} {kind}" for kind, (count, _) in CURRICULUM.items())
+    counts = ", ".join(f"{count} {kind}" for kind, (count, _) in recipe.curriculum.items())
     machine = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{os.cpu_count()} CPU cores ({platform.machine()})"
     )
     classes = "\n".join(f"| {name} | {results[name]:.1%} |" for name in scenes.CLASS_NAMES)
-    return f"""# scenenet: the bundled network
+    return f"""# {name}: {recipe.title}
 
-Eight 3×3 convolutions (16, 32, 32, 64, 64, 96, 96, 96 channels) with ReLU, max-pooling to strides
-2, 4 and 8, global average pooling, one linear layer: {weights:,} weights. Batch normalisation was
-used in training and is folded into the convolutions. Input: 3×128×128, (rgb − {datasets.MEAN}) /
-{datasets.STD}. Default bottleneck: `{models.SCENENET_LAYER}` (96×16×16, stride 8), with two
-convolutions above it.
+{recipe.layers}: {weights:,} weights. Input: 3×128×128, (rgb − {datasets.MEAN}) / {datasets.STD}.
 
 | test scenes | accuracy | chance |
 |---|---|---|
@@ -197,26 +214,89 @@ convolutions above it.
 |---|---|
 {classes}
 
-Trained by `make model` on scenes of the training split ({counts}); two-object scenes have half the
-target on each class. {EPOCHS} epochs, batches of {BATCH}, AdamW, one cycle up to
-{PEAK_LEARNING_RATE}, seed {SEED}; {seconds / 60:.0f} minutes on {machine}, PyTorch
-{torch.__version__.split("+")[0]}.
+Trained by `python -m riba.training {name}` on scenes of the training split
+({counts}); two-object scenes have half the target on each class. {epochs} epochs, batches of
+{BATCH}, AdamW, one cycle up to {PEAK_LEARNING_RATE}, seed {seed}; {seconds / 60:.0f} minutes on
+{machine}, PyTorch {torch.__version__.split("+")[0]}.
 
 Intended for teaching and for testing attribution methods. It knows drawn scenes and nothing else.
 """
 
 
-def train_scenenet(out: Path) -> str:
-    """Train the network, fold its batch norms, examine it; write weights and card, return it."""
-    torch.manual_seed(SEED)
-    model = models.scenenet(weights=None, norm=True)
-    pictures, targets = training_set()
-    checkpoint = models.DATA / "cache" / f"training-{datasets.drawing_code()}.pt"
-    seconds = train(model, pictures, targets, checkpoint)
-    model = folded(model)
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is made.
+
+    Attributes
+    ----------
+    title, layers
+        For its card: what it is, and of what it is built.
+    build, finish
+        The network as it is trained, and what is done with it afterwards.
+    curriculum
+        Training scenes per kind: how many, and the arguments of :func:`riba.scenes.draw`.
+    weights
+        Where they go; None where they are not shipped.
+    """
+
+    title: str
+    layers: str
+    build: Callable[[], nn.Module]
+    finish: Callable[[nn.Module], nn.Module]
+    curriculum: Curriculum
+    weights: Path | None = None
+
+
+_SCENENET = """Eight 3×3 convolutions (16, 32, 32, 64, 64, 96, 96, 96 channels) with ReLU,
+max-pooling to strides 2, 4 and 8, global average pooling, one linear layer; batch normalisation
+was used in training and is folded into the convolutions"""
+_RESNET = """A 5×5 convolution of stride 2 and four basic blocks (32, 64, 96, 96 channels, strides
+2, 4, 8 and 8) with batch normalisation, global average pooling, one linear layer"""
+
+RECIPES = {
+    "scenenet": Recipe(
+        "the bundled network",
+        _SCENENET,
+        partial(models.scenenet, weights=None, norm=True),
+        folded,
+        CURRICULUM,
+        models.SCENENET_WEIGHTS,
+    ),
+    "small-resnet": Recipe(
+        "a residual network",
+        _RESNET,
+        partial(models.small_resnet, weights=None),
+        nn.Module.eval,
+        CURRICULUM,
+    ),
+    "clever-hans": Recipe(
+        "the bundled network, led astray",
+        _SCENENET,
+        partial(models.scenenet, weights=None, norm=True),
+        folded,
+        MARKED,
+        models.CLEVER_HANS_WEIGHTS,
+    ),
+}
+"""What can be trained, by name."""
+
+
+def train_network(name: str, out: Path, seed: int = SEED, epochs: int = EPOCHS) -> str:
+    """Train a network of :data:`RECIPES` and examine it; write weights and card, return the card.
+
+    Goes on where it was stopped.
+    """
+    recipe = RECIPES[name]
+    torch.manual_seed(seed)
+    model = recipe.build()
+    pictures, targets = training_set(recipe.curriculum)
+    run = f"training-{name}-{seed}-{epochs}-{datasets.drawing_code()}"
+    checkpoint = models.DATA / "cache" / f"{run}.pt"
+    seconds = train(model, pictures, targets, checkpoint, seed=seed, epochs=epochs)
+    model = recipe.finish(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), out)
-    report = card(examine(model), model, seconds)
+    report = card(name, examine(model), model, seed, epochs, seconds)
     out.with_suffix(".md").write_text(report, encoding="utf-8")
     checkpoint.unlink(missing_ok=True)
     return report
@@ -263,13 +343,19 @@ It is not told the class: it explains what the network sees.
 def main() -> None:
     """Command line: what to train, and where its weights go."""
     parser = argparse.ArgumentParser(description="Train what is bundled from nothing.")
-    parser.add_argument("what", nargs="?", choices=("scenenet", "readout"), default="scenenet")
+    what = (*RECIPES, "readout")
+    parser.add_argument("what", nargs="?", choices=what, default="scenenet")
+    parser.add_argument("--seed", type=int, default=SEED, help="of weights, order and mirroring")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--out", type=Path, help="weights file; by default the bundled one")
     arguments = parser.parse_args()
-    if arguments.what == "scenenet":
-        print(train_scenenet(arguments.out or models.SCENENET_WEIGHTS))
-    else:
+    if arguments.what == "readout":
         print(train_readout(arguments.out or readout.READOUT_WEIGHTS))
+        return
+    out = arguments.out or RECIPES[arguments.what].weights
+    if out is None:
+        parser.error(f"{arguments.what} is not bundled: say where its weights go with --out")
+    print(train_network(arguments.what, out, arguments.seed, arguments.epochs))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +65,10 @@ class Workbench:
         ValueError
             No such layer; the message lists near matches.
         """
-        return load(layer=layer, model=self.model)
+        models.find_layer(self.model, layer)
+        statistics = scene_statistics(self.model, layer)
+        depths = (layer, *_below(self.model, layer, self.depths))
+        return replace(self, layer=layer, statistics=statistics, depths=depths)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -72,31 +77,68 @@ class Workbench:
         return self.model(images).softmax(dim=1)
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network that :func:`load` knows: how it is built, and where its bottlenecks sit.
+
+    Attributes
+    ----------
+    build
+        From a weights file (its own by default).
+    depths, top
+        As in :class:`Workbench`; the first of the depths is the default layer.
+    """
+
+    build: Callable[..., nn.Module]
+    depths: tuple[str, ...]
+    top: str
+
+
+NETWORKS = {
+    "scenenet": Network(models.scenenet, models.SCENENET_DEPTHS, models.SCENENET_TOP),
+    "small-resnet": Network(
+        models.small_resnet, ("features.5", "features.4", "features.3"), "features.6"
+    ),
+}
+"""Networks of the procedural scenes, by name."""
+
+
 def load(
-    name: str = "scenenet", *, layer: str = models.SCENENET_LAYER, model: nn.Module | None = None
+    name: str = "scenenet",
+    *,
+    layer: str | None = None,
+    weights: Path | str | None = None,
+    model: nn.Module | None = None,
 ) -> Workbench:
     """The bundled workbench, ready to explain; statistics are fitted once and cached on disk.
 
     Parameters
     ----------
     name
-        ``"scenenet"``, the bundled network on procedural scenes.
+        ``"scenenet"``, the bundled network on procedural scenes, or ``"small-resnet"``, which
+        needs ``weights`` of your own training.
     layer
-        Where the bottleneck sits; ``features.6``, ``.11`` and ``.14`` have stride 2, 4 and 8.
+        Where the bottleneck sits; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
+        stride 2, 4, 4 and 8.
+    weights
+        A ``.safetensors`` file in place of the bundled one.
     model
-        A network of the same kind to use in place of the bundled weights.
+        A network of the same kind to use as it is.
 
     Raises
     ------
     ValueError
         Unknown name or layer; the statistics cached for it are of something else.
     FileNotFoundError
-        The bundled weights are missing.
+        The weights are missing.
     """
-    if name != "scenenet":
-        raise ValueError(f"no workbench called {name!r}: choose 'scenenet'")
+    if name not in NETWORKS:
+        raise ValueError(f"no workbench called {name!r}: choose one of {', '.join(NETWORKS)}")
+    network = NETWORKS[name]
     if model is None:  # in this memory format convolutions are a third faster on a CPU
-        model = models.scenenet().to(memory_format=torch.channels_last)
+        model = network.build(*(() if weights is None else (weights,)))
+        model = model.to(memory_format=torch.channels_last)
+    layer = layer or network.depths[0]
     models.find_layer(model, layer)
     return Workbench(
         model=model,
@@ -106,15 +148,15 @@ def load(
         validation=datasets.Scenes("validation", 1000),
         test=datasets.Scenes("test", 1000),
         class_names=scenes.CLASS_NAMES,
-        depths=(layer, *_below(model, layer)),
-        top=models.SCENENET_TOP,
+        depths=(layer, *_below(model, layer, network.depths)),
+        top=network.top,
     )
 
 
-def _below(model: nn.Module, layer: str) -> list[str]:
-    """Those of the default depths that lie below ``layer``."""
+def _below(model: nn.Module, layer: str, depths: tuple[str, ...]) -> list[str]:
+    """Those of ``depths`` that lie below ``layer``."""
     order = models.layer_names(model).index
-    return [name for name in models.SCENENET_DEPTHS if order(name) < order(layer)]
+    return [name for name in depths if order(name) < order(layer)]
 
 
 def scene_statistics(model: nn.Module, layer: str) -> FeatureStatistics:

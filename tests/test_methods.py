@@ -21,8 +21,8 @@ DESIGNED = {
     *("lrp-epsilon-gamma-box", "iba", "readout-iba", "input-iba", "relevance-iba"),
     *("relevance-iba-cascade", "capacity-product", "random", "centre", "edges", "oracle"),
 }
-OPTIMISED = {"iba", "input-iba", "input-iba-nats", "capacity-product"} | {
-    name for name in METHODS if name.startswith("relevance-iba")
+OPTIMISED = {"input-iba", "input-iba-nats"} | {
+    name for name in METHODS if name.startswith(("iba", "relevance-iba", "capacity-product"))
 }
 SIGNED = {"input-x-gradient", "integrated-gradients", "deeplift", "occlusion",
           "lrp-epsilon-plus", "lrp-epsilon-gamma-box", "relevance-iba-gamma",
@@ -159,11 +159,37 @@ def test_the_bottleneck_family_shares_one_optimisation(wb, batch, maps):
     assert torch.allclose(maps["iba"], info.bits(128))
     nats = maps["relevance-iba"].sum((1, 2))
     assert torch.allclose(nats, info.nats.sum((1, 2, 3)), rtol=1e-3)
-    for name in ("relevance-iba-gamma", "relevance-iba-alpha2-beta1", "relevance-iba-cascade"):
+    for name in ("relevance-iba-gamma", "relevance-iba-alpha2-beta1"):
         assert torch.allclose(maps[name].sum((1, 2)), nats, rtol=1e-3), name
     again = methods.information(wb, wb.layer, images, targets)
     assert again is methods.information(wb, wb.layer, images.clone(), targets.clone())
     assert again is not methods.information(wb, wb.layer, images + 1e-3, targets)
+
+
+def test_the_joint_family_shares_one_optimisation(wb, batch, maps):
+    images, targets, _ = batch
+    stats = [wb.at(layer).statistics for layer in wb.depths]
+    found = riba.JointBottlenecks(wb.model, stats)(images, targets)
+    shallowest = found[wb.depths[-1]]
+    nats = shallowest.nats.sum((1, 2, 3))
+    assert torch.allclose(maps["iba-joint"], shallowest.bits(128))
+    for name in ("relevance-iba-joint", "relevance-iba-cascade"):
+        assert torch.allclose(maps[name].sum((1, 2)), nats, rtol=1e-3), name
+    squared = maps["capacity-product"] * maps["iba-joint"]
+    ratio = maps["capacity-product-squared"] / squared
+    assert torch.allclose(ratio, ratio.amax((1, 2), keepdim=True), rtol=1e-3)
+    alone = [methods.information(wb, layer, images, targets).bits(128) for layer in wb.depths]
+    product = torch.stack(alone).prod(0)
+    ratio = maps["capacity-product-separate"] / product
+    assert torch.allclose(ratio, ratio.amax((1, 2), keepdim=True), rtol=1e-3)
+    for place, bits in enumerate(alone[1:], 2):
+        assert torch.equal(maps[f"iba-depth-{place}"], bits)
+
+
+def test_a_depth_that_is_not_there_is_refused(wb, batch):
+    images, targets, _ = batch
+    with pytest.raises(ValueError, match="has 1 depths, not 2"):
+        METHODS["iba-depth-2"](wb.at(wb.depths[-1]), images, targets)
 
 
 def test_what_is_kept_stays_few(wb, batch):

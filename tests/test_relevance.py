@@ -516,34 +516,46 @@ def found(net, images, begun):
     return {LAYER: SimpleNamespace(nats=begun), BELOW: SimpleNamespace(nats=nats)}
 
 
-def test_a_cascade_is_two_descents_with_a_multiplication_between(net, images, found):
-    arrived = relevance.descend_all(net, LAYER, images, found[LAYER].nats, layers=[BELOW])[BELOW]
-    weighted = arrived * found[BELOW].nats.sum(1, keepdim=True)
-    weighted *= (total(arrived) / total(weighted)).float()[:, None, None, None]
-    expected = relevance.descend(net, BELOW, images, weighted)
-    torch.testing.assert_close(relevance.cascade(net, images, found), expected)
+def test_a_cascade_is_a_descent_times_the_enlarged_capacities(net, images, found):
+    """By hand: the shallowest nats handed down, times each depth's enlarged map, rescaled."""
+    begun = found[BELOW].nats
+    arrived = relevance.descend(net, BELOW, images, begun)
+    weight = torch.ones(len(images), 1, *images.shape[-2:])
+    for information in found.values():
+        weight *= torch.nn.functional.interpolate(
+            information.nats.sum(1, keepdim=True), images.shape[-2:], mode="bilinear"
+        )
+    expected = arrived * weight
+    expected *= (total(begun) / total(expected)).float()[:, None, None, None]
+    pixels = relevance.cascade(net, images, found, smoothing=0)
+    torch.testing.assert_close(pixels, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_cascade_ends_with_the_nats_it_began_with(net, images, found):
-    pixels = relevance.cascade(net, images, found)
-    assert torch.allclose(total(pixels), total(found[LAYER].nats), rtol=1e-4)
-    assert (pixels >= 0).all()
+@pytest.mark.parametrize("composite", ["z+", "gamma", "alpha2-beta1"])
+@pytest.mark.parametrize("smoothing", [None, 0, 3.0])
+def test_a_cascade_ends_with_the_nats_it_began_with(net, images, found, composite, smoothing):
+    pixels = relevance.cascade(net, images, found, composite, smoothing)
+    assert torch.allclose(total(pixels), total(found[BELOW].nats), rtol=1e-3)
+    if composite == "z+":
+        assert (pixels >= 0).all()
 
 
-def test_one_depth_is_the_plain_descent(net, images, found):
-    alone = relevance.cascade(net, images, {LAYER: found[LAYER]})
-    assert torch.equal(alone, relevance.descend(net, LAYER, images, found[LAYER].nats))
+def test_it_is_smoothed_by_as_many_pixels_as_its_layer_strides(net, images, found):
+    stride = images.shape[-1] // found[BELOW].nats.shape[-1]
+    assert stride == 2
+    by_default = relevance.cascade(net, images, found)
+    assert torch.equal(by_default, relevance.cascade(net, images, found, smoothing=stride))
+    assert not torch.allclose(by_default, relevance.cascade(net, images, found, smoothing=0))
 
 
-def test_equal_information_everywhere_changes_nothing(net, images, found):
-    found[BELOW].nats[:] = 3.0
-    plain = relevance.descend(net, LAYER, images, found[LAYER].nats)
-    # the two halves of the pass round differently from the whole
-    torch.testing.assert_close(relevance.cascade(net, images, found), plain, rtol=1e-3, atol=1e-4)
+def test_equal_information_everywhere_is_the_plain_descent(net, images, found):
+    for information in found.values():
+        information.nats[:] = 3.0
+    plain = relevance.descend(net, BELOW, images, found[BELOW].nats)
+    cascade = relevance.cascade(net, images, found, smoothing=0)
+    torch.testing.assert_close(cascade, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_where_nothing_is_known_the_relevance_stays_as_it_is(net, images, found):
-    found[BELOW].nats[:] = 0.0
-    pixels = relevance.cascade(net, images, found)
-    assert torch.isfinite(pixels).all()
-    assert torch.allclose(total(pixels), total(found[LAYER].nats), rtol=1e-4)
+def test_where_nothing_was_found_there_is_no_relevance(net, images, found):
+    found[LAYER].nats[:] = 0.0
+    assert torch.equal(relevance.cascade(net, images, found), torch.zeros_like(images))

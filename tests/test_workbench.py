@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import riba
 from riba import datasets, models, scenes, workbench
@@ -80,7 +81,7 @@ def test_predictions_are_probabilities_of_the_network(wb):
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda wb: riba.load("scennet"), "no workbench called 'scennet': choose 'scenenet'"),
+        (lambda wb: riba.load("scennet"), "no workbench called 'scennet': choose one of scenenet"),
         (
             lambda wb: riba.load(layer="features.41"),
             "no layer 'features.41'; near matches: features.4,",
@@ -230,8 +231,8 @@ def test_a_single_object_has_no_other_and_a_name_of_its_own(wb):
 
 
 def test_depths_go_down_from_the_layer(wb):
-    assert wb.depths == ("features.14", "features.11", "features.6")
-    assert wb.at("features.11").depths == ("features.11", "features.6")
+    assert wb.depths == ("features.14", "features.11", "features.9", "features.6")
+    assert wb.at("features.11").depths == ("features.11", "features.9", "features.6")
     assert wb.at("features.6").depths == ("features.6",)
     assert models.layer_names(wb.model).index(wb.top) > models.layer_names(wb.model).index(wb.layer)
 
@@ -240,3 +241,17 @@ def test_bounds_are_black_and_white(wb):
     for value, bound in zip((0, 255), wb.bounds, strict=True):
         picture = np.full((2, 2, 3), value, dtype=np.uint8)
         assert torch.allclose(datasets.normalise(picture), torch.tensor(bound))
+
+
+def test_a_residual_network_can_be_loaded(home, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_file(models.small_resnet().state_dict(), weights)
+    bench = riba.load("small-resnet", weights=weights)
+    assert bench.depths == ("features.5", "features.4", "features.3")
+    assert [bench.at(layer).statistics.mean.shape[-1] for layer in bench.depths] == [16, 32, 64]
+    sample = bench.validation[0]
+    cascade = riba.METHODS["relevance-iba-cascade"](bench, sample.image[None], [sample.label])
+    assert cascade.shape == (1, 128, 128)
+    with pytest.raises(ValueError, match="choose one of scenenet, small-resnet"):
+        riba.load("resnet")

@@ -1,0 +1,252 @@
+"""Bottlenecks at several depths, optimised together: what does each depth need of the one below?
+
+Our extension of the per-sample bottleneck (Schulz et al., ICLR 2020), in the spirit of CoIBA
+(Hong et al., CVPR 2025). Alone, a bottleneck at a shallow layer lets pass what the class *might*
+be read from; with bottlenecks above it, only what is read on at every depth is worth its nats. One
+optimisation serves all depths, and costs about as much as the shallowest bottleneck by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from riba.bottleneck import (
+    COPIES,
+    MIN_STD,
+    Information,
+    Trace,
+    check_range,
+    in_chunks,
+    log_probability,
+    measure,
+    restricted_moments,
+)
+from riba.models import Cut, check_images, check_targets, find_layer, split, watched
+from riba.statistics import FeatureStatistics
+
+
+class JointBottlenecks:
+    """Per-sample bottlenecks behind several layers of a network at once.
+
+    Minimises, for each image by itself and over one α per layer, cross-entropy + β · Σ mean
+    capacity with Adam. Noise enters at every layer; a deeper layer's features are those that the
+    noise below has left, its capacity is that of the clean ones, so that each layer's nats mean
+    what they mean for a bottleneck alone.
+
+    Parameters
+    ----------
+    model
+        Images (B×3×H×W) to logits (B×classes), in evaluation mode.
+    statistics
+        Of every layer; they name it.
+    beta
+        Weight of each layer's information against the cross-entropy.
+    steps, samples, lr, sigma, initial_alpha, seed, chunk
+        As :class:`riba.bottleneck.InformationBottleneck`. Four copies do: the layers average.
+
+    Raises
+    ------
+    ValueError
+        No statistics, two of one layer, or of another network; a parameter out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: Sequence[FeatureStatistics],
+        beta: float = 2.0,
+        steps: int = 10,
+        samples: int = 4,
+        lr: float = 1.0,
+        sigma: float = 1.0,
+        initial_alpha: float = 5.0,
+        seed: int = 0,
+        *,
+        chunk: int | None = None,
+    ) -> None:
+        self.statistics = {stats.layer: stats for stats in statistics}
+        if not statistics or len(self.statistics) < len(statistics):
+            raise ValueError("joint bottlenecks need the statistics of one or more distinct layers")
+        for layer, stats in self.statistics.items():
+            stats.check(model, layer)
+        check_range("beta", beta, beta >= 0, "0 or more")
+        check_range("steps", steps, steps >= 1, "1 or more")
+        check_range("samples", samples, samples >= 1, "1 or more")
+        check_range("lr", lr, lr > 0, "above 0")
+        check_range("sigma", sigma, sigma >= 0, "0 or more")
+        check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
+        self.model, self.beta, self.steps, self.samples = model, beta, steps, samples
+        self.lr, self.sigma, self.initial_alpha, self.seed = lr, sigma, initial_alpha, seed
+        self.chunk = chunk or max(1, COPIES // samples)
+        self._cut: Cut | None = None
+        self._order: list[str] = []
+
+    def __call__(self, images: Tensor, targets: Tensor | list[int]) -> dict[str, Information]:
+        """The information that the class ``targets`` needs at every layer, the deepest first.
+
+        Parameters
+        ----------
+        images, targets
+            As :class:`riba.bottleneck.InformationBottleneck`.
+
+        Raises
+        ------
+        ValueError
+            Images, targets or statistics do not fit, or a layer is not on the network's one path.
+        """
+        check_images(self.model, images)
+        if self._cut is None:
+            self._prepare(images[:1])
+        (logits, *features), _ = in_chunks(partial(self._open, images), len(images), COPIES)
+        targets = check_targets(targets, logits)
+        r, others = features[: len(self._order)], features[len(self._order) :]
+        for layer, found in zip(self._order, r, strict=True):
+            self.statistics[layer].check_features(found)
+        alphas = [torch.full_like(found, self.initial_alpha) for found in r]
+        adam = torch.optim.Adam(alphas, lr=self.lr)
+        draws = self._draws(r)
+        rows = []
+        with tqdm(total=(self.steps + 1) * len(images), delay=2, leave=False) as bar:
+            for step in range(self.steps + 1):
+                last = step == self.steps
+                work = partial(self._step, r, others, targets, alphas, next(draws), bar, not last)
+                results, self.chunk = in_chunks(work, len(images), self.chunk)
+                rows.append(results[: 3 + len(r)])
+                if last:
+                    break
+                for alpha, gradient in zip(alphas, results[3 + len(r) :], strict=True):
+                    alpha.grad = gradient
+                before = [alpha.clone() for alpha in alphas]
+                adam.step()
+        opened = log_probability(logits, targets).exp()
+        return self._information(r, alphas, before, opened, rows)
+
+    @torch.no_grad()
+    def _prepare(self, example: Tensor) -> None:
+        """Find the order in which the layers run, and cut the network behind the first."""
+        with watched(self.model, self.statistics) as kept:
+            self.model(example)
+        self._order = list(kept)
+        first, *deeper = self._order
+        self._cut = split(self.model, first, example, whole=deeper)
+
+    @torch.no_grad()
+    def _open(self, images: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """Logits and the features of every layer without a bottleneck; and what the tail needs."""
+        r, *others = self._cut.head(images[part])
+        with watched(self.model, self._order[1:]) as kept:
+            logits = self._cut.tail(r.clone(), *others)
+        missing = [layer for layer in self._order[1:] if layer not in kept]
+        if missing:
+            raise ValueError(f"layer {missing[0]!r} does not run above {self._order[0]!r}")
+        return logits, r, *kept.values(), *others
+
+    def _draws(self, r: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Noise without end, for every layer; on the CPU, so that a GPU gets the same."""
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield [
+                torch.randn(self.samples, *found.shape[1:], generator=generator).to(found)
+                for found in r
+            ]
+
+    def _step(
+        self,
+        r: list[Tensor],
+        others: list[Tensor],
+        targets: Tensor,
+        alphas: list[Tensor],
+        noise: list[Tensor],
+        bar: tqdm,
+        learn: bool,
+        part: slice,
+    ) -> tuple[Tensor, ...]:
+        """Loss, cross-entropy, probability, nats of every layer; and the gradient of every α."""
+        with torch.set_grad_enabled(learn):
+            own = [alpha[part].detach().requires_grad_(learn) for alpha in alphas]
+            given = [found[part] for found in r]
+            rows = self._losses(given, [o[part] for o in others], targets[part], own, noise)
+            gradients = torch.autograd.grad(rows[0].sum(), own) if learn else ()
+        bar.update(len(own[0]))
+        return *(row.detach() for row in rows), *gradients
+
+    def _losses(
+        self,
+        r: list[Tensor],
+        others: list[Tensor],
+        targets: Tensor,
+        alphas: list[Tensor],
+        noise: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        nats = []
+        with ExitStack() as hooks:
+            for place, (layer, found, alpha, draw) in enumerate(
+                zip(self._order, r, alphas, noise, strict=True)
+            ):
+                lambda_, passed = self._measure(layer, found, alpha)
+                nats.append(passed)
+                replace = partial(self._restrict, layer, lambda_, draw)
+                if place == 0:
+                    z = replace(None, None, found.repeat_interleave(self.samples, 0))
+                else:
+                    handle = find_layer(self.model, layer).register_forward_hook(replace)
+                    hooks.callback(handle.remove)
+            copies = [other.repeat_interleave(self.samples, 0) for other in others]
+            logits = self._cut.tail(z, *copies)
+        log_p = log_probability(logits, targets.repeat_interleave(self.samples, 0))
+        log_p = log_p.unflatten(0, (-1, self.samples))
+        cross_entropy = -log_p.mean(1)
+        loss = cross_entropy + self.beta * sum(passed.mean((1, 2, 3)) for passed in nats)
+        totals = [passed.sum((1, 2, 3)) for passed in nats]
+        return loss, cross_entropy, log_p.exp().mean(1), *totals
+
+    def _restrict(
+        self,
+        layer: str,
+        lambda_: Tensor,
+        noise: Tensor,
+        _module: object,
+        _inputs: object,
+        h: Tensor,
+    ) -> Tensor:
+        """A forward hook: the layer's features (B·S×C×h×w), with noise in the place of λ's rest."""
+        stats = self.statistics[layer].to(h.device)
+        std = stats.std.clamp(min=MIN_STD)
+        copies = h.unflatten(0, (-1, self.samples))
+        centre, spread = restricted_moments(copies, lambda_[:, None], stats.mean, std, stats.active)
+        return torch.addcmul(centre, spread, noise).flatten(0, 1)
+
+    def _measure(self, layer: str, r: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        return measure(r, alpha, self.statistics[layer], self.sigma)
+
+    def _information(
+        self,
+        r: list[Tensor],
+        alphas: list[Tensor],
+        before: list[Tensor],
+        opened: Tensor,
+        rows: list[tuple[Tensor, ...]],
+    ) -> dict[str, Information]:
+        loss, cross_entropy, probability, *totals = map(torch.stack, zip(*rows, strict=True))
+        found = {}
+        for layer, features, alpha, earlier, total in zip(
+            self._order, r, alphas, before, totals, strict=True
+        ):
+            lambda_, nats = self._measure(layer, features, alpha)
+            found[layer] = Information(
+                nats=nats.clamp(min=0),
+                alpha=alpha,
+                lambda_=lambda_,
+                features=features,
+                published_nats=self._measure(layer, features, earlier)[1].clamp(min=0),
+                probability=probability[-1],
+                open_probability=opened,
+                trace=Trace(loss, cross_entropy, total),
+            )
+        return dict(reversed(found.items()))
