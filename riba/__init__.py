@@ -1,6 +1,6 @@
 """riba: Relevance-IBA, information-bottleneck attribution handed down to the pixels by LRP."""
 
-from riba import checks, datasets, evaluation, metrics, models, relevance, rules, scenes
+from riba import checks, datasets, evaluation, metrics, models, relevance, rules, scenes, trust
 from riba.bottleneck import Information, InformationBottleneck
 from riba.evaluation import evaluate
 from riba.input_iba import InputIBA, InputInformation
@@ -34,4 +34,5 @@ __all__ = [
     "relevance",
     "rules",
     "scenes",
+    "trust",
 ]

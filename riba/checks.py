@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from zennit.rules import Epsilon, ZPlus
 
@@ -172,6 +173,32 @@ def two_object_contrast(function: Callable[[Tensor, Tensor, Tensor], object]) ->
             values[None], own[None], other[None]
         )[0],
         "size does not matter, only mean relevance does",
+    )
+
+
+def grid_pointing(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 07: share of the positive relevance in one cell, for one map."""
+    cells = torch.zeros(2, 8, 8, dtype=torch.bool)
+    cells[0, :4, :4] = cells[1, 4:, :4] = True
+    cases = [(_random(8, 8, seed=s) - 0.4, cell) for s, cell in enumerate(cells)]
+    cases.append((torch.zeros(8, 8), cells[0]))
+    return _compare(
+        function,
+        cases,
+        lambda values, cell: metrics.mass_accuracy(values[None], cell[None])[0],
+        "knowing nothing gives every cell its share",
+    )
+
+
+def rank_correlation(function: Callable[[Tensor, Tensor], object]) -> Verdict:
+    """Notebook 07: Spearman's correlation of two maps without ties, against SciPy's."""
+    cases = [(_random(6, 7, seed=s), _random(6, 7, seed=s + 5)) for s in range(3)]
+    cases.append((cases[0][0], cases[0][0].exp()))
+    return _compare(
+        function,
+        cases,
+        lambda one, other: spearmanr(one.flatten(), other.flatten())[0],
+        "only the order counts: any monotone rescaling leaves it alone",
     )
 
 

@@ -110,6 +110,23 @@ TABLE = {
         lambda mask, stride: best_at_stride(mask, stride) * stride**2,
         lambda mask, stride: best_at_stride(mask, stride).round(),
     ),
+    "grid_pointing": (
+        lambda values, cell: (
+            values.clamp(min=0)[cell].sum() / values.clamp(min=0).sum()
+            if (values > 0).any()
+            else cell.double().mean()
+        ),
+        lambda values, cell: values[cell].sum() / values.sum(),
+        lambda values, cell: values.clamp(min=0)[cell].sum(),
+        lambda values, cell: values.clamp(min=0)[~cell].sum() / values.clamp(min=0).sum(),
+    ),
+    "rank_correlation": (
+        lambda one, other: np.corrcoef(
+            one.flatten().argsort().argsort(), other.flatten().argsort().argsort()
+        )[0, 1],
+        lambda one, other: np.corrcoef(one.flatten(), other.flatten())[0, 1],
+        lambda one, other: np.corrcoef(one.flatten().argsort(), other.flatten().argsort())[0, 1],
+    ),
     "allocation_area": (
         allocation_area,
         lambda values, mask: (

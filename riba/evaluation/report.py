@@ -14,6 +14,8 @@ MARKS = ("<!-- results -->", "<!-- end of results -->")
 """Between these lines of a Markdown page the results table goes."""
 AIM = ("allocation_area", "banded")
 """What methods are ordered by."""
+AGAINST = ("relevance-iba", "relevance-iba-cascade")
+"""What all others are compared with in pairs: the publication's form, and our best."""
 
 
 def results_table(summary: pd.DataFrame) -> str:
@@ -56,9 +58,11 @@ def write_tables(table: pd.DataFrame, summary: pd.DataFrame, note: dict, folder:
     style = {"index": False, "float_format": "%.6g"}
     summary[masked].to_csv(folder / "evaluation.csv", **style)
     summary[~masked].drop(columns="mask").to_csv(folder / "faithfulness.csv", **style)
-    if "relevance-iba" in set(table["method"]):
-        located = table[table["mask"] != "none"]
-        compare(located).to_csv(folder / "comparisons.csv", **style)
+    located = table[table["mask"] != "none"]
+    against = [method for method in AGAINST if method in set(table["method"])]
+    if against:
+        comparisons = pd.concat([compare(located, method) for method in against])
+        comparisons.to_csv(folder / "comparisons.csv", **style)
     text = json.dumps(note, indent=1, ensure_ascii=False) + "\n"
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
 

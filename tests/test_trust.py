@@ -1,0 +1,97 @@
+"""The instruments that question a map are right themselves."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from riba import datasets, models, relevance, trust
+from riba.bottleneck import InformationBottleneck
+from riba.statistics import FeatureStatistics
+
+pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
+LAYER = "features.14"
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return models.scenenet(weights=None)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_layers_with_weights_from_the_logits_down(net):
+    layers = trust.weighted_layers(net)
+    assert (layers[0], layers[-1], len(layers)) == ("classifier.2", "features.0", 9)
+
+
+def test_only_the_named_layers_are_drawn_anew(net):
+    copy = trust.randomised(net, ["classifier.2", "features.17"])
+    for name, weight in net.named_parameters():
+        same = torch.equal(weight, copy.get_parameter(name))
+        assert same == (name.rsplit(".", 1)[0] not in ("classifier.2", "features.17")), name
+    drawn, old = copy.features[17].weight, net.features[17].weight
+    assert drawn.std() == pytest.approx(old.std().item(), rel=0.05)
+    again = trust.randomised(net, ["classifier.2", "features.17"])
+    assert torch.equal(drawn, again.features[17].weight)
+    with pytest.raises(ValueError, match="near matches"):
+        trust.randomised(net, ["features.170"])
+
+
+@pytest.mark.parametrize("composite", ["z+", "gamma", "alpha2-beta1"])
+def test_a_descent_does_not_read_what_lies_above_its_layer(net, images, composite):
+    above = ["classifier.2", "features.17", "features.15"]
+    nats = torch.rand(models.run_until(net, LAYER, images).shape)
+    before = relevance.descend(net, LAYER, images, nats, composite)
+    after = relevance.descend(trust.randomised(net, above), LAYER, images, nats, composite)
+    assert torch.equal(before, after)
+
+
+def test_rank_correlation_is_spearmans():
+    draw = torch.Generator().manual_seed(1)
+    one = torch.randint(0, 6, (3, 8, 8), generator=draw).float()  # many ties
+    other = torch.randint(0, 6, (3, 8, 8), generator=draw).float()
+    expected = [spearmanr(a.flatten(), b.flatten())[0] for a, b in zip(one, other, strict=True)]
+    assert trust.rank_correlation(one, other).tolist() == pytest.approx(expected, abs=1e-9)
+    assert trust.rank_correlation(one, one.exp()).tolist() == pytest.approx([1, 1, 1])
+    assert trust.rank_correlation(one, torch.zeros_like(one)).isnan().all()
+
+
+def test_shuffling_channels_leaves_every_location_its_total():
+    relevance_ = torch.rand(2, 5, 3, 4)
+    shuffled = trust.shuffled_channels(relevance_)
+    assert torch.equal(shuffled.sort(1).values, relevance_.sort(1).values)
+    assert not torch.equal(shuffled, relevance_)
+    assert torch.equal(shuffled[1:], trust.shuffled_channels(relevance_[1:]))
+
+
+def test_a_mosaic_shows_every_scene_in_its_cell():
+    split = datasets.Scenes("validation", 40)
+    samples = {}
+    for sample in split:
+        samples.setdefault(sample.label, sample)
+    four = list(samples.values())[:4]
+    picture, labels, cells = trust.mosaic(four)
+    assert picture.shape == (3, 256, 256)
+    assert labels.tolist() == [sample.label for sample in four]
+    assert torch.equal(cells.sum(0), torch.ones(256, 256, dtype=torch.long))
+    for sample, cell in zip(four, cells, strict=True):
+        assert torch.equal(picture[:, cell].unflatten(1, (128, 128)), sample.image)
+    with pytest.raises(ValueError, match="4 samples of different classes"):
+        trust.mosaic([four[0]] * 4)
+
+
+def test_statistics_are_tiled_and_carried_over(net, images):
+    stats = FeatureStatistics.fit(net, LAYER, images)
+    wide = trust.tiled(stats)
+    assert wide.mean.shape[1:] == tuple(2 * side for side in stats.mean.shape[1:])
+    assert torch.equal(wide.mean[:, :8, 8:], stats.mean)
+    mosaic = torch.randn(1, 3, 128, 128)
+    InformationBottleneck(net, LAYER, wide, steps=1, samples=1)(mosaic, [0])
+    other = trust.randomised(net, ["classifier.2"])
+    with pytest.raises(ValueError, match="another network"):
+        InformationBottleneck(other, LAYER, stats)
+    InformationBottleneck(other, LAYER, trust.carried_over(stats, other))
