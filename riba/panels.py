@@ -366,6 +366,7 @@ QUICK = (
     "iba",
     "relevance-iba",
     "relevance-iba-gamma",
+    "relevance-iba-joint",
     "relevance-iba-cascade",
     "capacity-product",
     "readout-iba",
