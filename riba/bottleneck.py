@@ -287,13 +287,7 @@ class InformationBottleneck:
                 "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
             )
         stats.check(model, layer)
-        check_range("beta", beta, beta >= 0, "0 or more")
-        check_range("steps", steps, steps >= 1, "1 or more")
-        check_range("samples", samples, samples >= 1, "1 or more")
-        check_range("lr", lr, lr > 0, "above 0")
-        check_range("sigma", sigma, sigma >= 0, "0 or more")
-        check_range("initial_alpha", initial_alpha, math.isfinite(initial_alpha), "finite")
-        check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
+        check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
         self.model, self.layer, self.stats = model, layer, stats
         self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
         self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
@@ -502,6 +496,31 @@ def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     return class_logit(logits, targets) - logits.logsumexp(dim=1)
 
 
-def check_range(name: str, value: float | None, fits: bool, range_: str) -> None:
+def check_settings(
+    beta: float,
+    steps: int,
+    samples: int,
+    lr: float,
+    sigma: float,
+    initial_alpha: float,
+    chunk: int | None,
+) -> None:
+    """Refuse settings of a bottleneck that are out of their range.
+
+    Raises
+    ------
+    ValueError
+        Names the setting, its range and what was given.
+    """
+    _check_range("beta", beta, beta >= 0, "0 or more")
+    _check_range("steps", steps, steps >= 1, "1 or more")
+    _check_range("samples", samples, samples >= 1, "1 or more")
+    _check_range("lr", lr, lr > 0, "above 0")
+    _check_range("sigma", sigma, sigma >= 0, "0 or more")
+    _check_range("initial_alpha", initial_alpha, math.isfinite(initial_alpha), "finite")
+    _check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
+
+
+def _check_range(name: str, value: float | None, fits: bool, range_: str) -> None:
     if not fits:
         raise ValueError(f"{name} must be {range_}, got {value}")

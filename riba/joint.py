@@ -21,7 +21,7 @@ from riba.bottleneck import (
     MIN_STD,
     Information,
     Trace,
-    check_range,
+    check_settings,
     in_chunks,
     log_probability,
     measure,
@@ -75,12 +75,7 @@ class JointBottlenecks:
             raise ValueError("joint bottlenecks need the statistics of one or more distinct layers")
         for layer, stats in self.statistics.items():
             stats.check(model, layer)
-        check_range("beta", beta, beta >= 0, "0 or more")
-        check_range("steps", steps, steps >= 1, "1 or more")
-        check_range("samples", samples, samples >= 1, "1 or more")
-        check_range("lr", lr, lr > 0, "above 0")
-        check_range("sigma", sigma, sigma >= 0, "0 or more")
-        check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
+        check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
         self.model, self.beta, self.steps, self.samples = model, beta, steps, samples
         self.lr, self.sigma, self.initial_alpha, self.seed = lr, sigma, initial_alpha, seed
         self.chunk = chunk or max(1, COPIES // samples)
@@ -132,6 +127,9 @@ class JointBottlenecks:
         """Find the order in which the layers run, and cut the network behind the first."""
         with watched(self.model, self.statistics) as kept:
             self.model(example)
+        missing = [layer for layer in self.statistics if layer not in kept]
+        if missing:
+            raise ValueError(f"the forward pass never runs layer {missing[0]!r}: leave it out")
         self._order = list(kept)
         first, *deeper = self._order
         self._cut = split(self.model, first, example, whole=deeper)

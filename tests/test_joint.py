@@ -191,6 +191,8 @@ def test_bad_arguments_are_refused(net, stats, images):
         joint(net, stats, samples=0)
     with pytest.raises(ValueError, match="out of range"):
         joint(net, stats)(images, [1, 2, 10])
+    with pytest.raises(ValueError, match="initial_alpha must be finite"):
+        joint(net, stats, initial_alpha=float("nan"))
     torch.manual_seed(3)
     with pytest.raises(ValueError, match="another network"):
         joint(models.scenenet(weights=None), stats)
