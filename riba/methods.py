@@ -45,6 +45,7 @@ from riba.input_iba import InputIBA, InputInformation
 from riba.joint import JointBottlenecks
 from riba.models import check_images, check_targets, class_logit, find_layer, near_matches
 from riba.readout import scenenet_readout
+from riba.statistics import FeatureStatistics
 from riba.workbench import Workbench
 
 Method = Callable[..., Tensor]
@@ -319,8 +320,7 @@ def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
     """What a bottleneck with its default settings finds at ``layer``; the last few are kept."""
-    statistics = wb.statistics if layer == wb.layer else _at(wb, layer).statistics
-    single = InformationBottleneck(wb.model, layer, statistics, seed=seed)
+    single = InformationBottleneck(wb.model, layer, _statistics(wb, layer), seed=seed)
     return _once((wb, layer, seed), single, images, targets)
 
 
@@ -328,7 +328,7 @@ def joint_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0
 ) -> dict[str, Information]:
     """What joint bottlenecks at ``wb.depths`` find, the deepest first; the last few are kept."""
-    statistics = [_at(wb, layer).statistics for layer in wb.depths]
+    statistics = [_statistics(wb, layer) for layer in wb.depths]
     bottlenecks = JointBottlenecks(wb.model, statistics, seed=seed)
     return _once((wb, wb.depths, seed), bottlenecks, images, targets)
 
@@ -357,6 +357,10 @@ def _once(
             _found.pop(oldest, None)
         _found[key] = result
     return _found[key]
+
+
+def _statistics(wb: Workbench, layer: str) -> FeatureStatistics:
+    return wb.statistics if layer == wb.layer else _at(wb, layer).statistics
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +36,8 @@ class Workbench:
         Layers for methods with several bottlenecks, the deepest (``layer``) first.
     top
         The last layer with maps, for Grad-CAM.
+    name
+        The network's, as :func:`load` knows it.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Workbench:
     class_names: tuple[str, ...]
     depths: tuple[str, ...]
     top: str
+    name: str = "scenenet"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -65,10 +68,7 @@ class Workbench:
         ValueError
             No such layer; the message lists near matches.
         """
-        models.find_layer(self.model, layer)
-        statistics = scene_statistics(self.model, layer)
-        depths = (layer, *_below(self.model, layer, self.depths))
-        return replace(self, layer=layer, statistics=statistics, depths=depths)
+        return load(self.name, layer=layer, model=self.model)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -84,20 +84,25 @@ class Network:
     Attributes
     ----------
     build
-        From a weights file (its own by default).
+        From a weights file.
+    weights
+        The bundled file; None where there is none.
     depths, top
         As in :class:`Workbench`; the first of the depths is the default layer.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[[Path | str], nn.Module]
+    weights: Path | None
     depths: tuple[str, ...]
     top: str
 
 
 NETWORKS = {
-    "scenenet": Network(models.scenenet, models.SCENENET_DEPTHS, models.SCENENET_TOP),
+    "scenenet": Network(
+        models.scenenet, models.SCENENET_WEIGHTS, models.SCENENET_DEPTHS, models.SCENENET_TOP
+    ),
     "small-resnet": Network(
-        models.small_resnet, ("features.5", "features.4", "features.3"), "features.6"
+        models.small_resnet, None, ("features.5", "features.4", "features.3"), "features.6"
     ),
 }
 """Networks of the procedural scenes, by name."""
@@ -128,7 +133,8 @@ def load(
     Raises
     ------
     ValueError
-        Unknown name or layer; the statistics cached for it are of something else.
+        Unknown name or layer, or a network that is not bundled and no weights; the statistics
+        cached for it are of something else.
     FileNotFoundError
         The weights are missing.
     """
@@ -136,9 +142,14 @@ def load(
         raise ValueError(f"no workbench called {name!r}: choose one of {', '.join(NETWORKS)}")
     network = NETWORKS[name]
     if model is None:  # in this memory format convolutions are a third faster on a CPU
-        model = network.build(*(() if weights is None else (weights,)))
-        model = model.to(memory_format=torch.channels_last)
-    layer = layer or network.depths[0]
+        weights = weights or network.weights
+        if weights is None:
+            raise ValueError(
+                f"{name} is not bundled: train it (`python -m riba.training {name} --out FILE`) "
+                "and pass weights=FILE"
+            )
+        model = network.build(weights).to(memory_format=torch.channels_last)
+    layer = network.depths[0] if layer is None else layer
     models.find_layer(model, layer)
     return Workbench(
         model=model,
@@ -150,6 +161,7 @@ def load(
         class_names=scenes.CLASS_NAMES,
         depths=(layer, *_below(model, layer, network.depths)),
         top=network.top,
+        name=name,
     )
 
 

@@ -234,6 +234,7 @@ def test_depths_go_down_from_the_layer(wb):
     assert wb.depths == ("features.14", "features.11", "features.9", "features.6")
     assert wb.at("features.11").depths == ("features.11", "features.9", "features.6")
     assert wb.at("features.6").depths == ("features.6",)
+    assert wb.at("features.6").at("features.14").depths == wb.depths  # and up again
     assert models.layer_names(wb.model).index(wb.top) > models.layer_names(wb.model).index(wb.layer)
 
 
@@ -253,5 +254,7 @@ def test_a_residual_network_can_be_loaded(home, tmp_path):
     sample = bench.validation[0]
     cascade = riba.METHODS["relevance-iba-cascade"](bench, sample.image[None], [sample.label])
     assert cascade.shape == (1, 128, 128)
+    with pytest.raises(ValueError, match="small-resnet is not bundled: train it"):
+        riba.load("small-resnet")
     with pytest.raises(ValueError, match="choose one of scenenet, small-resnet"):
         riba.load("resnet")
