@@ -4,7 +4,8 @@
 
 Weights go to ``data/cache`` and are not shipped. The methods run with the defaults that were
 chosen for the bundled network. Writes ``benchmarks/networks.csv``: a row per network × method ×
-metric × mask, over 60 test scenes that the network gets right.
+metric × mask, over 60 test scenes that the network gets right, with the paired difference from
+plain IBA.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def compare(title: str, name: str, seed: int) -> pd.DataFrame:
     wb = riba.load(name, weights=weights(name, seed))
     samples, _ = evaluation.select(wb, wb.test, SCENES)
     out = models.DATA / "cache" / f"networks-{name}-{seed}"
-    summary = evaluation.summarise(riba.evaluate(wb, METHODS, samples, out=out))
+    table = riba.evaluate(wb, METHODS, samples, out=out)
+    paired = evaluation.compare(table, against="iba").drop(columns=["against", "n"])
+    paired = paired.rename(columns={"low": "difference_low", "high": "difference_high"})
+    summary = evaluation.summarise(table).merge(paired, how="left")
     summary.insert(0, "network", title)
     summary.insert(1, "accuracy", accuracy(wb))
     return summary
