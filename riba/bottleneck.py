@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from riba import progress
 from riba.models import Cut, check_images, check_targets, class_logit, split
 from riba.statistics import FeatureStatistics
 
@@ -331,7 +331,7 @@ class InformationBottleneck:
         alpha = torch.full_like(given.r, self.initial_alpha)
         adam = torch.optim.Adam([alpha], lr=self.lr)
         rows, history = [], []
-        with tqdm(total=(self.steps + 1) * len(images), delay=2, leave=False) as bar:
+        with progress.counter("bottleneck", (self.steps + 1) * len(images)) as bar:
             for _ in range(self.steps):
                 alpha.grad, *row = self._over_chunks(self._gradient, given, alpha, next(draws), bar)
                 rows.append(row)
@@ -375,7 +375,7 @@ class InformationBottleneck:
         return (draw.to(r) for draw in itertools.chain(noise, noise[-1:]))
 
     def _over_chunks(
-        self, work: Callable, given: _Given, alpha: Tensor, noise: Tensor, bar: tqdm
+        self, work: Callable, given: _Given, alpha: Tensor, noise: Tensor, bar: progress.Counter
     ) -> tuple[Tensor, ...]:
         def run(part: slice) -> tuple[Tensor, ...]:
             rows = work(given.of(part), alpha[part], noise)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from riba import progress
 from riba.bottleneck import Information, InformationBottleneck, openness, settled
 from riba.models import check_targets, class_logit, split
 from riba.priors import PRIORS, Head
@@ -171,7 +171,7 @@ class InputIBA:
         with torch.enable_grad():
             parts = [
                 self._one(lambda noised: cut.head(noised)[0], *row)
-                for row in tqdm(rows, "InputIBA", len(images), delay=2, leave=False)
+                for row in progress.track(rows, "InputIBA", len(images))
             ]
         prior, alpha, probability, trace = map(torch.stack, zip(*parts, strict=True))
         lambda_, nats = self.measure(images, alpha, prior)
@@ -207,7 +207,7 @@ class InputIBA:
         draw = torch.Generator().manual_seed(self.seed)
         targets = target.expand(self.samples, *target.shape)
         trace = []
-        for step in range(self.steps + 1):
+        for step in progress.track(range(self.steps + 1), "bottleneck at the pixels"):
             noise = torch.randn(self.samples, *image.shape, generator=draw).to(image)
             with torch.set_grad_enabled(step < self.steps):
                 lambda_, nats = self.measure(image, alpha, prior)

@@ -14,8 +14,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from riba import progress
 from riba.bottleneck import (
     COPIES,
     MIN_STD,
@@ -107,7 +107,7 @@ class JointBottlenecks:
         adam = torch.optim.Adam(alphas, lr=self.lr)
         draws = self._draws(r)
         rows = []
-        with tqdm(total=(self.steps + 1) * len(images), delay=2, leave=False) as bar:
+        with progress.counter("joint bottlenecks", (self.steps + 1) * len(images)) as bar:
             for step in range(self.steps + 1):
                 last = step == self.steps
                 work = partial(self._step, r, others, targets, alphas, next(draws), bar, not last)
@@ -161,7 +161,7 @@ class JointBottlenecks:
         targets: Tensor,
         alphas: list[Tensor],
         noise: list[Tensor],
-        bar: tqdm,
+        bar: progress.Counter,
         learn: bool,
         part: slice,
     ) -> tuple[Tensor, ...]:

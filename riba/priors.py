@@ -32,6 +32,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from riba import progress
 from riba.bottleneck import MIN_STD, restrict, restricted_moments
 from riba.statistics import FeatureStatistics
 
@@ -79,7 +80,7 @@ def moments(
     generator = _Generator(image, bits)
     optimiser = generator.optimiser()
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(GENERATOR_STEPS):
+    for _ in progress.track(range(GENERATOR_STEPS), "prior of InputIBA"):
         features = head(generator(torch.randn(COPIES, *image.shape, generator=draw).to(image)))
         off_centre = (features.mean(0) - centre) / std
         off_spread = (features.std(0) - spread) / std
@@ -109,7 +110,7 @@ def wgan(
     critic = _critic(r.shape[0], r.shape[1:], seed).to(image.device)
     explorer, judge = generator.optimiser(), torch.optim.RMSprop(critic.parameters(), lr=5e-5)
     draw = torch.Generator().manual_seed(seed)
-    for step in range(EPOCHS * EPOCH):
+    for step in progress.track(range(EPOCHS * EPOCH), "prior of InputIBA"):
         noise = torch.randn(BATCH, *r.shape, generator=draw).to(image)
         real = restrict(r[None], lambda_[None], noise, stats.mean, std, stats.active)[0]
         noise = torch.randn(BATCH, *image.shape, generator=draw).to(image)

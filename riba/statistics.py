@@ -20,8 +20,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from riba import progress
 from riba.models import DATA, check_images, fingerprint, run_until
 
 CACHE = DATA / "cache"
@@ -65,7 +65,9 @@ class FeatureStatistics:
     dataset: str = ""
 
     @classmethod
-    def fit(cls, model: nn.Module, layer: str, images: Images) -> FeatureStatistics:
+    def fit(
+        cls, model: nn.Module, layer: str, images: Images, *, few: bool = False
+    ) -> FeatureStatistics:
         """Statistics of ``layer`` over ``images``, in one pass.
 
         Parameters
@@ -75,6 +77,8 @@ class FeatureStatistics:
         images
             B×3×H×W, or an iterable of such batches of any length; of batches that are tuples the
             first item is taken. Batches are moved to the device of the model.
+        few
+            Few images are meant: do not warn of them.
 
         Raises
         ------
@@ -88,7 +92,7 @@ class FeatureStatistics:
             Fewer than 1,000 images: the statistics are rough then.
         """
         total, size = None, None
-        for batch in tqdm(_batches(model, images), desc="statistics", delay=2, leave=False):
+        for batch in progress.track(_batches(model, images), "feature statistics"):
             moments = _moments(_features(model, layer, batch))
             if total is not None and batch.shape[2:] != size:
                 raise ValueError(
@@ -100,7 +104,7 @@ class FeatureStatistics:
         count = 0 if total is None else total.count
         if count < 2:
             raise ValueError(f"statistics need at least two images, got {count}")
-        if count < FEW_IMAGES:
+        if count < FEW_IMAGES and not few:
             warnings.warn(
                 f"feature statistics from {count} images only: take {FEW_IMAGES} or more",
                 stacklevel=2,
