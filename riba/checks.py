@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 from zennit.rules import Epsilon, ZPlus
 
 from riba import bottleneck, metrics, relevance, rules
@@ -247,6 +248,16 @@ def spread(function: Callable[[Tensor, Tensor], object]) -> Verdict:
 
     cases = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5)) for s in (0, 1)]
     return _compare(function, cases, start, "every location keeps its nats")
+
+
+def middle(function: Callable[[Tensor], object]) -> Verdict:
+    """Notebook 08: the largest square in the middle of a picture, against torchvision's crop."""
+
+    def crop(picture: Tensor) -> Tensor:
+        return center_crop(picture.movedim(-1, 0), min(picture.shape[:2])).movedim(0, -1)
+
+    cases = [(_random(6, 10, 3),), (_random(9, 5, 3, seed=1),), (_random(4, 4, 3, seed=2),)]
+    return _compare(function, cases, crop, "what lies outside, the network never sees")
 
 
 def _dense(weight: Tensor) -> nn.Linear:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from riba import scenes
+from riba import progress, scenes
 from riba.models import DATA
 
 
@@ -100,6 +100,63 @@ class Scenes(Sequence):
         return scenes.draw(self.seeds[index], **self.variant)
 
 
+# --- photos of one's own -------------------------------------------------------------------------
+
+LARGEST_PHOTO = 80_000_000
+"""Pixels beyond which a photo is refused: it would fill the memory before anything is seen."""
+
+
+def read_photo(path: Path | str) -> np.ndarray:
+    """Any picture that Pillow can read, upright, as H×W×3 uint8.
+
+    Turned as its EXIF data says; greys become colours, transparent parts white.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is not a picture, is damaged, or has more than eighty million pixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no photo at {path}: check the path")
+    try:
+        with Image.open(path) as photo:
+            if photo.width * photo.height > LARGEST_PHOTO:
+                raise ValueError(
+                    f"{path.name} has {photo.width}×{photo.height} pixels, at most "
+                    f"{LARGEST_PHOTO:,} can be read: make it smaller first"
+                )
+            return _upright(photo)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path.name} has far too many pixels: make it smaller first") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{path.name} is not a picture, whatever its name says: choose a JPEG or PNG"
+        ) from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
+
+
+def _upright(photo: Image.Image) -> np.ndarray:
+    photo.draft("RGB", (1024, 1024))  # JPEG decodes to a smaller size at once, where it is larger
+    photo = ImageOps.exif_transpose(photo)
+    if photo.mode.startswith("I"):  # 16 bits
+        photo = photo.point(lambda value: value / 256).convert("L")
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    return np.array(photo.convert("RGB"))
+
+
+def square(picture: np.ndarray, size: int = scenes.SIZE) -> np.ndarray:
+    """The middle square of an H×W×3 uint8 picture, resized to ``size`` × ``size``."""
+    return np.array(ImageOps.fit(Image.fromarray(picture), (size, size), Image.Resampling.BICUBIC))
+
+
+# --- as the bundled network takes them -----------------------------------------------------------
+
 MEAN, STD = 0.5, 0.25
 """The bundled network takes (rgb − 0.5) / 0.25, for rgb in 0–1."""
 
@@ -162,12 +219,13 @@ def drawn(
     path = DATA / "cache" / f"scenes-{_key(split, count, start, picture, variant)}.npz"
     with contextlib.suppress(Exception), np.load(path) as kept:  # damage raises in many ways
         return Drawn(kept["images"], kept["labels"], kept["masks"])
+    label = "drawing scenes"
     one = functools.partial(_drawn_one, picture=picture, variant=variant)
     if workers > 1:
         with ProcessPoolExecutor(workers) as pool:
-            rows = list(_with_progress(pool.map(one, seeds, chunksize=32), count))
+            rows = list(progress.track(pool.map(one, seeds, chunksize=32), label, count))
     else:
-        rows = list(_with_progress(map(one, seeds), count))
+        rows = list(progress.track(map(one, seeds), label, count))
     images, labels, masks = (np.stack(column) for column in zip(*rows, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
@@ -179,10 +237,6 @@ def drawn(
 def _drawn_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
     scene = scenes.draw(seed, **variant)
     return getattr(scene, picture), np.array(scene.labels), scene.masks[0]
-
-
-def _with_progress(rows: object, count: int) -> tqdm:
-    return tqdm(rows, total=count, desc="drawing scenes", unit="scene", delay=2, leave=False)
 
 
 def drawing_code() -> str:

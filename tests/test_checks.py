@@ -196,6 +196,14 @@ TABLE = {
         lambda nats, features: nats[features <= 0].sum() / nats.sum(),
         lambda nats, features: nats[features > 0].sum(),
     ),
+    "middle": (
+        lambda picture: picture[
+            (picture.shape[0] - min(picture.shape[:2])) // 2 :,
+            (picture.shape[1] - min(picture.shape[:2])) // 2 :,
+        ][: min(picture.shape[:2]), : min(picture.shape[:2])],
+        lambda picture: picture[: min(picture.shape[:2]), : min(picture.shape[:2])],
+        lambda picture: picture[-min(picture.shape[:2]) :, -min(picture.shape[:2]) :],
+    ),
     "spread": (
         spread,
         lambda nats, features: nats,
