@@ -351,12 +351,13 @@ def _once(
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     key = (*settings, digest.digest())
-    if key not in _found:
+    result = _found.get(key)  # once: panels work on a thread of their own
+    if result is None:
         result = find(images, targets)
         for oldest in list(_found)[: 1 - _KEPT]:
             _found.pop(oldest, None)
         _found[key] = result
-    return _found[key]
+    return result
 
 
 def _statistics(wb: Workbench, layer: str) -> FeatureStatistics:

@@ -273,6 +273,7 @@ def lrp(
     images: Tensor,
     targets: Tensor | list[int],
     composite: str | Composite | None = "epsilon-plus",
+    layer: str | None = None,
 ) -> Tensor:
     """Plain LRP from the class logit to the pixels (Bach et al. 2015): B×3×H×W, in logits.
 
@@ -286,15 +287,17 @@ def lrp(
     composite
         As :func:`descend`; ``"epsilon-plus"`` is ε in dense layers, z⁺ in convolutions and Flat
         at the pixels.
+    layer
+        Where to stop, with B×C×h×w at that layer's output; None for the pixels.
 
     Raises
     ------
     ValueError
-        Images, targets or composite do not fit.
+        Images, targets, composite or layer do not fit.
     """
     check_images(model, images)
     with prepared(model, rules.composite(composite)) as private:
-        return _from_logit(private, images, targets, layer=None)
+        return _from_logit(private, images, targets, layer)
 
 
 def _from_logit(
@@ -308,6 +311,8 @@ def _from_logit(
             pixels = images[part].detach().clone().requires_grad_()
             with watched(private, [] if layer is None else [layer]) as outputs:
                 logits = private(pixels)
+            if layer is not None and layer not in outputs:
+                raise ValueError(f"the forward pass never runs layer {layer!r}: choose another")
             at = pixels if layer is None else outputs[layer]
             start = _logit_start(logits.detach(), check_targets(targets[part], logits))
             parts.extend(torch.autograd.grad(logits, at, start))

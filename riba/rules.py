@@ -9,7 +9,7 @@ unit j.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -283,6 +283,23 @@ def compose(
     ]
     first_map = [(nn.Conv2d, pixels)]
     return SpecialFirstLayerMapComposite(layer_map, first_map, canonizers=[ResNetCanonizer()])
+
+
+def by_depth(lower: Composite, upper: Composite, upper_layers: Iterable[str]) -> Composite:
+    """A composite with the rules of ``upper`` in ``upper_layers``, of ``lower`` in all others.
+
+    Parameters
+    ----------
+    upper_layers
+        Names of modules; modules inside them count as well.
+    """
+    names = tuple(upper_layers)
+
+    def module_map(context: dict, name: str, module: nn.Module) -> Hook | None:
+        above = any(name == layer or name.startswith(f"{layer}.") for layer in names)
+        return (upper if above else lower).module_map(context, name, module)
+
+    return Composite(module_map=module_map, canonizers=lower.canonizers)
 
 
 def _z_plus(bias: bool) -> Hook:

@@ -8,16 +8,49 @@ Checks", CVPR 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from riba import datasets
-from riba.models import find_layer, fingerprint
+from riba import datasets, relevance
+from riba.bottleneck import InformationBottleneck
+from riba.joint import JointBottlenecks
+from riba.models import find_layer, fingerprint, layer_names
 from riba.relevance import frozen_copy
 from riba.statistics import FeatureStatistics
+
+
+def explain(
+    model: nn.Module, stats: Mapping[str, FeatureStatistics], images: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """The maps that are put to the test, by name, from one network and its statistics.
+
+    Parameters
+    ----------
+    stats
+        Feature statistics by layer, the deepest first.
+    images, targets
+        B×3×H×W and B class numbers.
+
+    Returns
+    -------
+    B×H×W maps: ``IBA`` at the deepest layer (bits), ``LRP`` (logits), ``Relevance-IBA`` as
+    published from the deepest layer, ``joint`` and ``cascade`` from all (nats).
+    """
+    layers = list(stats)
+    deepest, shallowest = layers[0], layers[-1]
+    top = InformationBottleneck(model, deepest, stats[deepest])(images, targets)
+    found = JointBottlenecks(model, list(stats.values()))(images, targets)
+    pixels = {
+        "LRP": relevance.lrp(model, images, targets),
+        "Relevance-IBA": relevance.descend(model, deepest, images, top.nats),
+        "joint": relevance.descend(model, shallowest, images, found[shallowest].nats),
+        "cascade": relevance.cascade(model, images, found),
+    }
+    maps = {name: values.sum(1) for name, values in pixels.items()}
+    return {"IBA": top.bits(tuple(images.shape[-2:])), **maps}
 
 
 def weighted_layers(model: nn.Module) -> list[str]:
@@ -113,6 +146,29 @@ def tiled(stats: FeatureStatistics, across: int = 2) -> FeatureStatistics:
     mean, std, active = (x.tile(1, across, across) for x in (stats.mean, stats.std, stats.active))
     size = (across * stats.size[0], across * stats.size[1])
     return replace(stats, mean=mean, std=std, active=active, size=size)
+
+
+def statistics_of(
+    model: nn.Module,
+    stats: Mapping[str, FeatureStatistics],
+    changed: Iterable[str],
+    images: Callable[[], Iterable[Tensor]],
+) -> dict[str, FeatureStatistics]:
+    """Statistics of a network that differs from that of ``stats`` in the ``changed`` layers.
+
+    Those of layers below all of them are carried over; the others are fitted to ``images()``,
+    which may be few.
+    """
+    names = layer_names(model)
+    own = {}
+    for layer, known in stats.items():
+        inside = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        below = set(names[: names.index(inside[-1]) + 1])
+        if below.isdisjoint(changed):
+            own[layer] = carried_over(known, model)
+        else:
+            own[layer] = FeatureStatistics.fit(model, layer, images(), few=True)
+    return own
 
 
 def carried_over(stats: FeatureStatistics, model: nn.Module) -> FeatureStatistics:

@@ -162,6 +162,16 @@ def test_lrp_explains_the_logit(net, images):
     torch.testing.assert_close(total(maps), logits.double(), rtol=1e-4, atol=1e-4)
 
 
+def test_lrp_stops_at_a_layer_on_its_way_to_the_pixels(net, images):
+    targets = [1, 2, 3, 4]
+    at = relevance.lrp(net, images, targets, "z+", layer=LAYER)
+    assert at.shape == models.run_until(net, LAYER, images).shape
+    rest = relevance.descend(net, LAYER, images, at, "z+")
+    torch.testing.assert_close(rest, relevance.lrp(net, images, targets, "z+"))
+    with pytest.raises(ValueError, match="near matches"):
+        relevance.lrp(net, images, targets, "z+", layer="features.99")
+
+
 def test_a_set_of_one_class_is_that_class_and_a_set_explains_its_logsumexp(net, images):
     targets = torch.tensor([1, 2, 3, 4])
     rows = F.one_hot(targets, 10).bool()

@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 
 from riba import datasets, models, relevance, trust
 from riba.bottleneck import InformationBottleneck
+from riba.joint import JointBottlenecks
 from riba.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
@@ -95,3 +96,55 @@ def test_statistics_are_tiled_and_carried_over(net, images):
     with pytest.raises(ValueError, match="another network"):
         InformationBottleneck(other, LAYER, stats)
     InformationBottleneck(other, LAYER, trust.carried_over(stats, other))
+
+
+def test_statistics_hold_where_nothing_below_has_changed(net, images):
+    layers = ("features.14", "features.6")
+    stats = {layer: FeatureStatistics.fit(net, layer, images) for layer in layers}
+    asked = []
+
+    def reference():
+        asked.append(1)
+        return images
+
+    for changed, fitted in {
+        ("classifier.2", "features.17"): (),
+        ("classifier.2", "features.10"): ("features.14",),
+        ("features.3",): layers,
+    }.items():
+        asked.clear()
+        model = trust.randomised(net, changed)
+        own = trust.statistics_of(model, stats, changed, reference)
+        assert len(asked) == len(fitted)
+        for layer in layers:
+            own[layer].check(model, layer)
+            assert own[layer].mean.equal(stats[layer].mean) == (layer not in fitted)
+            expected = FeatureStatistics.fit(model, layer, images)
+            assert own[layer].mean.allclose(expected.mean, atol=1e-6)
+
+
+def test_a_block_has_changed_where_a_layer_inside_it_has():
+    net = models.small_resnet()
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    stats = {x: FeatureStatistics.fit(net, x, images) for x in ("features.5", "features.4")}
+    changed = ["features.5.conv2"]
+    own = trust.statistics_of(trust.randomised(net, changed), stats, changed, lambda: images)
+    assert not own["features.5"].mean.equal(stats["features.5"].mean)
+    assert own["features.4"].mean.equal(stats["features.4"].mean)
+
+
+def test_the_maps_under_test_are_those_of_the_methods(net, images):
+    stats = {x: FeatureStatistics.fit(net, x, images) for x in ("features.14", "features.6")}
+    maps = trust.explain(net, stats, images, torch.tensor([1, 2]))
+    assert list(maps) == ["IBA", "LRP", "Relevance-IBA", "joint", "cascade"]
+    iba = InformationBottleneck(net, "features.14", stats["features.14"])(images, [1, 2])
+    joint = JointBottlenecks(net, list(stats.values()))(images, [1, 2])
+    expected = {
+        "IBA": iba.bits(64),
+        "LRP": relevance.lrp(net, images, [1, 2]).sum(1),
+        "Relevance-IBA": relevance.descend(net, "features.14", images, iba.nats).sum(1),
+        "joint": relevance.descend(net, "features.6", images, joint["features.6"].nats).sum(1),
+        "cascade": relevance.cascade(net, images, joint).sum(1),
+    }
+    for name, values in maps.items():
+        assert values.equal(expected[name]), name
