@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab figures test model readout evaluation lint clean
+.PHONY: lab figures test browser model readout evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
@@ -15,8 +15,13 @@ lab: $(READY)
 figures: $(READY)  ## execute every notebook, rewrite figures/
 	$(BIN)/python notebooks/execute.py
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY)  ## says how to run the tests that need a browser
+	$(BIN)/python -m pytest --ignore=tests/browser
+	@echo "the panels were not driven in a browser: install Chromium, then \`make browser\`"
+
+browser: $(READY)  ## JupyterLab in headless Chromium: every notebook run, every control moved
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS),browser]"
+	$(BIN)/python -m pytest tests/browser
 
 model: $(READY)  ## retrain the bundled network from nothing; resumes where it was stopped
 	$(BIN)/python -m riba.training

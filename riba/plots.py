@@ -118,6 +118,14 @@ def show_hits(
     share
         How many pixels, as a share (0–1) of the image. Where values are equal the first are taken.
     """
+    show_image(ax, hits(rgb, values, mask, share), title)
+    show_outline(ax, mask, "black")
+
+
+def hits(
+    rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, mask: Tensor | np.ndarray, share: float
+) -> np.ndarray:
+    """What :func:`show_hits` shows, as an H×W×3 picture (0–1)."""
     values, mask = np.asarray(values), np.asarray(mask)
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 0.45
     count = max(1, round(share * values.size))
@@ -126,8 +134,7 @@ def show_hits(
     top = top.reshape(values.shape)
     for chosen, colour in ((top & mask, HIT), (top & ~mask, MISS)):
         grey[chosen] = to_rgb(colour)
-    show_image(ax, grey, title)
-    show_outline(ax, mask, "black")
+    return grey
 
 
 def show_allocation(
@@ -215,10 +222,15 @@ def save(figure: Figure, name: str, caption: str, **parameters: object) -> Path:
     with plt.style.context(STYLE):  # the salt of the SVG's ids counts while saving
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    write_note(path, caption, parameters)
+    return path
+
+
+def write_note(path: Path, caption: str, parameters: Mapping[str, object]) -> None:
+    """Beside the picture at ``path``, its caption, parameters and versions as JSON."""
     note = {"caption": caption, "parameters": parameters, "versions": versions()}
     text = json.dumps(note, indent=1, ensure_ascii=False, default=str)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    return path
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from nbconvert import HTMLExporter
 from torch import nn
 from zennit.rules import AlphaBeta, Epsilon, ZPlus
 
@@ -54,6 +55,17 @@ def test_notebook_leaves_still_outputs_only(path):
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
             assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+@EVERY
+def test_as_a_web_page_every_panel_is_a_picture(path):
+    page, _ = HTMLExporter().from_filename(path)
+    assert "model not found" not in page
+    assert "widget-view" not in page
+    for cell in cells(path, "code"):
+        if cell.source.startswith("panels."):
+            (output,) = cell.outputs
+            assert output.data["image/png"][:60] in page
 
 
 def test_notebooks_are_small_together():

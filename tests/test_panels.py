@@ -1,97 +1,122 @@
 """Panels: the picture belongs to the controls, or the panel says in words why it does not."""
 
+import asyncio
 import base64
-
-import matplotlib as mpl
-
-mpl.use("agg")
+import inspect
+import json
+import threading
+import time
+from datetime import datetime
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
 import pytest
+import torch
+from PIL import Image
 
 import riba
-from riba import METHODS, methods, models, panels, relevance, rules
+from riba import METHODS, methods, models, panels, plots, progress, relevance, rules, trust
 from riba.bottleneck import InformationBottleneck
+from riba.panels import bench, budget, controls, kit, photo, scrubber, stairs
+from riba.panels.paint import Bars, View, paint, shrunk
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 PANELS = {
-    "bottleneck": panels.bottleneck,
-    "resolution": panels.resolution,
-    "rules": panels.rule_bench,
-    "descent": panels.descent,
-    "allocation": panels.allocation,
+    name: getattr(panels, name)
+    for name in (
+        *("bottleneck", "resolution", "rule_bench", "descent"),
+        *("allocation", "randomise", "explorer"),
+    )
 }
 
 
-# --- the wiring, with a render of our own --------------------------------------------------------
+# --- the kit, with functions of our own ----------------------------------------------------------
 
 
-def drawing(height, colour):
-    """A cheap render."""
-    if height < 0:
-        raise ValueError("a <negative> height")
-    figure, ax = plt.subplots(figsize=(1, 1))
-    ax.bar([0], [height], color=colour)
-    ax.set_ylim(0, 9)
-    return figure
+def drawing(height, colour="red"):
+    """A cheap view."""
+    return View([(20, [Bars(rows={"it": [max(height, 0)]}, colours=[colour], limit=9.0)])])
+
+
+class Counting(kit.Panel):
+    """A panel that counts: ``asked`` grows by what it was asked to find."""
+
+    def __init__(self, **settings):
+        self.asked = []
+        self.pause = 0.0
+
+        def find(height):
+            self.asked.append(height)
+            for _ in progress.track(range(20), "waiting"):
+                time.sleep(self.pause / 20)
+            if height < 0:
+                raise ValueError("a <negative> height")
+            return height
+
+        def draw(found, colour):
+            return drawing(found, colour)
+
+        controls = {
+            "height": widgets.IntSlider(value=3, min=-5, max=9),
+            "colour": widgets.Dropdown(options=["red", "blue"], value="red"),
+        }
+        super().__init__("bars", find, draw, controls, settings, "Bars.", width=321)
 
 
 @pytest.fixture
-def asked():
-    """Grows by the settings that a picture was asked for."""
-    return []
+def panel():
+    return Counting()
 
 
-@pytest.fixture
-def panel(asked):
-    def render(**values):
-        asked.append(tuple(values.values()))
-        return drawing(**values)
-
-    controls = {
-        "height": widgets.IntSlider(value=3, min=-5, max=9),
-        "colour": widgets.Dropdown(options=["red", "blue"], value="red"),
-    }
-    return panels.Panel(render, controls, width=321)
+def button(panel, label):
+    (found,) = (
+        w
+        for w in everything(panel.widget)
+        if isinstance(w, widgets.Button) and w.description == label
+    )
+    return found
 
 
-def test_a_new_panel_shows_its_first_settings(panel, asked):
+def everything(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from everything(child)
+
+
+def test_a_new_panel_shows_its_first_settings(panel):
     assert (panel.state, panel.message) == ("current", "")
-    assert asked == [(3, "red")]
+    assert panel.asked == [3]
     assert panel.values == {"height": 3, "colour": "red"}
     assert bytes(panel.picture.value).startswith(b"\x89PNG")
-    assert panel.picture.layout.width == "321px"
+    assert panel.picture.layout.max_width == "321px"
     assert "the picture shows these settings" in panel.badge.value
-    assert not plt.get_fignums()  # or a notebook would show the figure once more
 
 
-def test_a_control_that_is_moved_changes_the_picture_once(panel, asked):
+def test_a_control_that_is_moved_changes_the_picture_once(panel):
     before = panel.picture.value
     panel.controls["height"].value = 6
     assert panel.picture.value != before
     panel.controls["colour"].value = "blue"
-    assert asked == [(3, "red"), (6, "red"), (6, "blue")]
+    assert (panel.asked, panel.drawn) == ([3, 6], 3)  # a colour is drawn, not computed
     panel.controls["height"].value, panel.controls["colour"].value = 3, "red"
     assert panel.picture.value == before  # the same settings, the same bytes
+    assert (panel.asked, panel.drawn) == ([3, 6], 4)  # one new pair; the last was kept
 
 
-def test_the_panel_says_that_it_is_computing(panel):
-    seen = []
-    panel.render = lambda **values: (seen.append(panel.state), drawing(**values))[1]
-    panel.refresh()
-    assert seen == ["computing"]
+def test_what_was_used_longest_ago_is_forgotten_first(panel, monkeypatch):
+    monkeypatch.setattr(kit, "KEPT", 2)
+    for height in (4, 3, 5, 3, 4):  # 5 drives out 4, not 3
+        panel.controls["height"].value = height
+    assert panel.asked == [3, 4, 5, 4]
 
 
-def test_reset_goes_back_and_draws_once(panel, asked):
+def test_reset_goes_back_and_draws_once(panel):
     first = panel.picture.value
     panel.controls["height"].value, panel.controls["colour"].value = 7, "blue"
-    del asked[:]
-    (button,) = (w for w in everything(panel.widget) if isinstance(w, widgets.Button))
-    button.click()
-    assert asked == [(3, "red")]
+    drawn = panel.drawn
+    button(panel, "Reset").click()
     assert panel.values == panel.initial
     assert (panel.state, panel.picture.value) == ("current", first)
+    assert (panel.asked, panel.drawn) == ([3, 7], drawn)  # both were kept
 
 
 def test_an_error_is_told_in_words_and_the_old_picture_fades(panel):
@@ -101,21 +126,25 @@ def test_an_error_is_told_in_words_and_the_old_picture_fades(panel):
     assert panel.message == "ValueError: a <negative> height"
     assert "failed: ValueError: a &lt;negative&gt; height" in panel.badge.value
     assert panel.picture.value == before
-    assert float(panel.picture.layout.opacity) < 0.5
+    assert "riba-faded" in panel.picture._dom_classes
     panel.controls["height"].value = 4
-    assert (panel.state, panel.message, panel.picture.layout.opacity) == ("current", "", "1")
+    assert (panel.state, panel.message) == ("current", "")
+    assert "riba-faded" not in panel.picture._dom_classes
     assert "negative" not in panel.badge.value
+    panel.controls["height"].value = -2
+    assert panel.asked.count(-2) == 2  # a failure is not kept
 
 
 def test_an_error_at_the_start_is_told_too():
-    panel = panels.Panel(drawing, {"height": widgets.IntText(-1), "colour": widgets.Text("red")})
+    panel = Counting(height=-1)
     assert panel.state == "failed"
     assert "negative" in panel.badge.value
+    assert "a panel that failed" in panel._repr_mimebundle_()["text/plain"]
 
 
 def test_a_still_picture_is_left_behind(panel):
     bundle = panel._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"]) == panel.picture.value
+    assert base64.b64decode(bundle["image/png"]) == shrunk(panel.picture.value)
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == panel.widget.model_id
     assert bundle["text/plain"]
@@ -123,10 +152,224 @@ def test_a_still_picture_is_left_behind(panel):
     assert {panel.picture, panel.badge, *panel.controls.values()} <= set(shown)
 
 
-def everything(widget):
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from everything(child)
+def test_settings_come_first_and_reset_returns_to_them():
+    panel = Counting(height=5)
+    assert panel.asked == [5]
+    panel.controls["height"].value = 6
+    panel.reset()
+    assert panel.values == {"height": 5, "colour": "red"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"heigth": 2}, "no control 'heigth'; near matches: height"), ({"colour": "pink"}, "pink")],
+)
+def test_settings_that_do_not_fit_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Counting(**settings)
+
+
+def test_a_value_beyond_the_slider_is_refused_at_the_start_and_clamped_later(panel):
+    with pytest.raises(ValueError, match="height cannot be 99: the nearest is 9"):
+        Counting(height=99)
+    panel.controls["height"].value = 99
+    assert (panel.values["height"], panel.state) == (9, "current")
+
+
+def test_the_code_names_what_was_changed(panel):
+    assert panel.code == "from riba import panels\n\npanels.bars(wb)"
+    panel.controls["colour"].value = "blue"
+    assert panel.code == "from riba import panels\n\npanels.bars(wb, colour='blue')"
+    button(panel, "Copy as code").click()
+    (area,) = (w for w in everything(panel.widget) if isinstance(w, widgets.Textarea))
+    assert area.value == panel.code
+    assert area.layout.display != "none"
+
+
+def test_code_from_settings_names_them_again():
+    assert Counting(height=5).code.endswith("panels.bars(wb, height=5)")
+
+
+def test_the_figure_is_saved_with_its_settings(panel, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    panel.controls["height"].value = 8
+    button(panel, "Save figure").click()
+    (written,) = tmp_path.glob("panel_bars_*.json")
+    note = json.loads(written.read_text())
+    assert note["caption"] == "Bars."
+    assert note["parameters"] == {"code": panel.code, "height": 8, "colour": "red"}
+    picture = written.with_suffix(".png")
+    assert picture.read_bytes() == paint(drawing(8), scale=kit.SAVED)
+    assert picture.name in panel._note.value
+    panel.controls["height"].value = 7
+    assert panel._note.value == ""
+    button(panel, "Save figure").click()
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_the_figure_is_not_saved_where_nothing_can_be(panel, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path / "none" / "such")
+    button(panel, "Save figure").click()
+    assert "not saved" in panel._note.value
+
+
+def test_the_same_code_is_copied_twice(panel):
+    sent = []
+    panel._clipboard.observe(lambda change: sent.append(change["new"]), names="outputs")
+    button(panel, "Copy as code").click()
+    button(panel, "Copy as code").click()
+    assert [bool(outputs) for outputs in sent][-3:] == [True, False, True]
+
+
+def test_a_picture_that_failed_is_not_saved(panel, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    panel.controls["height"].value = -1
+    button(panel, "Save figure").click()
+    assert not list(tmp_path.iterdir())
+    assert "not saved" in panel._note.value
+
+
+def test_controls_that_only_look_stand_apart(panel):
+    columns = next(w for w in everything(panel.widget) if type(w) is widgets.Box)
+    assert [column.children for column in columns.children] == [
+        (panel.controls["height"],),
+        (panel.controls["colour"],),
+    ]
+
+
+# --- in a kernel, where an event loop runs -------------------------------------------------------
+
+
+def in_kernel(story):
+    """Run a story as a kernel would, on a thread with an event loop."""
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+async def until(panel, state):
+    while panel.state != state:
+        await asyncio.sleep(0.005)
+
+
+def test_states_follow_each_other():
+    async def story():
+        panel = Counting()
+        panel.pause = 0.2
+        seen = []
+        panel.badge.observe(lambda change: seen.append(panel.state), names="value")
+        panel.controls["height"].value = 5
+        assert panel.state == "stale"  # at once
+        assert "riba-faded" in panel.picture._dom_classes
+        await until(panel, "current")
+        assert seen == ["stale", "computing", "current"]
+        assert panel.asked == [3, 5]
+
+    in_kernel(story)
+
+
+def test_work_is_done_on_another_thread_and_drawn_on_this():
+    async def story():
+        panel, threads = Counting(), {}
+        find, draw = panel._find, panel._draw
+
+        def watched_find(height):
+            threads["find"] = threading.current_thread()
+            return find(height)
+
+        def watched_draw(found, colour):
+            threads["draw"] = threading.current_thread()
+            return draw(found, colour)
+
+        panel._find, panel._draw = watched_find, watched_draw
+        thread = threading.Thread(target=setattr, args=(panel.controls["height"], "value", 5))
+        thread.start()  # as callbacks of controls come, in newer kernels
+        thread.join()
+        await until(panel, "current")
+        assert threads["draw"] is threading.current_thread()
+        assert threads["find"] is not threading.current_thread()
+
+    in_kernel(story)
+
+
+def test_a_burst_is_computed_once_and_ends_on_the_last():
+    async def story():
+        panel = Counting()
+        panel.pause = 0.1
+        for height in (9, 8, 7, 6, 5, 4, 9, 8, 7, 2):
+            panel.controls["height"].value = height
+            await asyncio.sleep(0.01)
+        await until(panel, "current")
+        assert panel.asked == [3, 2]
+        assert panel.picture.value == Counting(height=2).picture.value
+
+    in_kernel(story)
+
+
+def test_a_change_during_the_work_gives_it_up():
+    async def story():
+        panel = Counting()
+        panel.pause = 2.0
+        panel.controls["height"].value = 9
+        await until(panel, "computing")
+        await asyncio.sleep(0.1)
+        began, panel.pause = time.monotonic(), 0.1
+        panel.controls["height"].value = 4
+        await until(panel, "current")
+        assert time.monotonic() - began < 1.5
+        assert panel.asked == [3, 9, 4]
+        panel.controls["height"].value = 9  # half done is not done
+        await until(panel, "current")
+        assert panel.asked == [3, 9, 4, 9]
+
+    in_kernel(story)
+
+
+def test_cancel_stops_and_compute_takes_it_up_again():
+    async def story():
+        panel = Counting()
+        before, panel.pause = panel.picture.value, 3.0
+        panel.controls["height"].value = 9
+        await until(panel, "computing")
+        await asyncio.sleep(1.2)
+        assert "riba-hidden" not in panel._progress._dom_classes  # the bar is out
+        assert 0 < panel._bar.value < 1
+        button(panel, "Cancel").click()
+        await until(panel, "stale")
+        assert panel.message == "cancelled"
+        assert panel.picture.value == before
+        assert "riba-hidden" in panel._progress._dom_classes
+        panel.pause = 0.0
+        button(panel, "Compute").click()
+        await until(panel, "current")
+        assert panel.asked == [3, 9, 9]
+
+    in_kernel(story)
+
+
+def test_panels_take_turns_and_one_in_the_queue_can_be_cancelled():
+    async def story():
+        one, two = Counting(), Counting()
+        one.pause = two.pause = 1.0
+        one.controls["height"].value = two.controls["height"].value = 8
+        await until(one, "computing")
+        await until(two, "computing")
+        button(two, "Cancel").click()
+        await until(one, "current")
+        await until(two, "stale")
+        assert (one.asked, two.asked) == ([3, 8], [3])
+
+    in_kernel(story)
+
+
+def test_an_error_in_the_background_is_told():
+    async def story():
+        panel = Counting()
+        panel.controls["height"].value = -3
+        await until(panel, "failed")
+        assert panel.message == "ValueError: a <negative> height"
+        panel.controls["height"].value = 3
+        await until(panel, "current")
+
+    in_kernel(story)
 
 
 # --- the panels of the notebooks -----------------------------------------------------------------
@@ -145,7 +388,7 @@ def nothing_found():
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Grows by one with every optimisation of a bottleneck, which here takes two steps."""
+    """Grows by one with every optimisation of a bottleneck, which here takes two copies."""
     done = []
     make, call = InformationBottleneck.__init__, InformationBottleneck.__call__
 
@@ -153,24 +396,40 @@ def runs(monkeypatch):
         done.append(self.layer)
         return call(self, *given, **named)
 
-    monkeypatch.setattr(InformationBottleneck, "__init__", partial_init(make, steps=2, samples=2))
+    def quick(self, *given, **named):
+        make(self, *given, **({"steps": 2} | named | {"samples": 2}))
+
+    monkeypatch.setattr(InformationBottleneck, "__init__", quick)
     monkeypatch.setattr(InformationBottleneck, "__call__", counted)
     return done
 
 
-def partial_init(make, **fixed):
-    return lambda self, *given, **named: make(self, *given, **(named | fixed))
-
-
 def choices(panel, name):
+    """Values worth trying, none of them the present one."""
     control = panel.controls[name]
     if isinstance(control, widgets.Dropdown):
-        return [value for _, value in control._options_full]
+        return [value for _, value in control._options_full if value != control.value]
     if isinstance(control, widgets.Checkbox):
-        return [False, True]
+        return [not control.value]
     if isinstance(control, widgets.FloatLogSlider):
-        return [control.value, control.base**control.max]
-    return [control.value, control.max]
+        return [control.base**control.max]
+    if isinstance(control, widgets.SelectMultiple):
+        return [("edges",), ("iba", "centre")]
+    if isinstance(control, widgets.Text):
+        return []
+    return [control.min if control.value == control.max else control.max]
+
+
+NEEDS = {
+    "upper_strength": {"upper": "gamma"},
+    "lower_strength": {"lower": "gamma"},
+    "alone": {"count": 3},
+    "seed": {"count": 3},
+}
+"""What must be set for a control to matter."""
+SILENT = {("samples", 20), ("label", "fish"), ("rule", "epsilon-plus")}
+"""Values that change nothing: here copies are always two, scene 3 shows a fish, and ε⁺ differs
+from z⁺ in dense layers only, above the bottleneck."""
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -178,48 +437,66 @@ def test_every_setting_gives_a_picture_of_its_own(wb, runs, name):
     panel = PANELS[name](wb)
     assert panel.state == "current", panel.message
     for control in panel.controls:
-        if control == "rule":
-            panel.reset()
-        if control == "strength":
-            panel.controls["rule"].value = "gamma"  # not every rule has a parameter
-        first = panel.values[control]
-        pictures = {first: bytes(panel.picture.value)}
-        for value in choices(panel, control):
-            if value != first:
-                panel.controls[control].value = value
-                assert panel.state == "current", f"{control} = {value}: {panel.message}"
-                pictures[value] = bytes(panel.picture.value)
-        if control == "rule":  # ε+ differs from z⁺ in dense layers only, above the bottleneck
-            assert pictures.pop("epsilon-plus") == pictures["z+"]
-        assert 1 < len(pictures) == len(set(pictures.values())), control
-    assert not plt.get_fignums()
+        panel.reset()
+        for other, value in NEEDS.get(control, {}).items():
+            panel.controls[other].value = value
+        pictures = {bytes(panel.picture.value)}
+        tried = [v for v in choices(panel, control) if (control, v) not in SILENT][:4]
+        for value in tried:
+            panel.controls[control].value = value
+            assert panel.state == "current", f"{control} = {value}: {panel.message}"
+            pictures.add(bytes(panel.picture.value))
+        assert len(pictures) == 1 + len(tried), control
 
 
 @pytest.fixture
 def unpainted(monkeypatch):
-    """Figures are made and closed, but not painted: most of the time goes there."""
-    monkeypatch.setattr(panels, "_png", lambda figure: plt.close(figure) or b"")
+    """Views are made but not painted."""
+    monkeypatch.setattr(kit, "paint", lambda view: b"")
 
 
 @pytest.mark.parametrize("name", PANELS)
 def test_what_was_computed_once_is_not_computed_again(wb, runs, unpainted, name):
     panel = PANELS[name](wb)
-    assert len(runs) == 1
+    first = len(runs)
+    assert 1 <= first <= 2
     panel.controls["scene"].value = 5
-    assert len(runs) == 2
+    second = len(runs)
+    assert second > first
     panel.controls["scene"].value = 3
     panel.refresh()
     panel.reset()
-    assert len(runs) == 2
+    assert len(runs) == second
     assert panel.state == "current"
 
 
-def test_turning_the_rule_leaves_the_bottleneck_alone(wb, runs, unpainted):
-    panel = panels.rule_bench(wb)
-    for control, value in {"rule": "gamma", "strength": 1.0, "pixels": "z+", "bias": True}.items():
-        panel.controls[control].value = value
-        assert panel.state == "current"
-    assert len(runs) == 1
+@pytest.mark.parametrize("name", PANELS)
+def test_code_makes_the_same_picture_again(wb, runs, name):
+    panel = PANELS[name](wb, scene=7)
+    again = {}
+    exec(panel.code.replace("panels.", "again = panels.", 1), {"wb": wb}, again)
+    assert "scene=7" in panel.code
+    assert again["again"].picture.value == panel.picture.value
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_controls_have_labels_and_are_few(wb, runs, unpainted, name):
+    panel = PANELS[name](wb)
+    assert all(control.description for control in panel.controls.values())
+    for column in panel._columns():
+        assert len(column) <= 6
+    for control in panel.controls.values():
+        assert not getattr(control, "continuous_update", False)
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_works_on_a_network_of_its_own(wb, runs, unpainted, name):
+    before = [len(module._forward_hooks) for module in wb.model.modules()]
+    PANELS[name](wb)
+    assert [len(module._forward_hooks) for module in wb.model.modules()] == before
+    own = kit.own(wb)
+    assert own.model is not wb.model
+    assert models.fingerprint(own.model) == models.fingerprint(wb.model)
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -232,23 +509,106 @@ def test_a_failing_bottleneck_is_told_in_the_panel(wb, monkeypatch, unpainted, n
         panel = PANELS[name](wb)
     assert panel.state == "failed"
     assert "ValueError: no such luck" in panel.badge.value
-    panel.refresh()  # a failure is not cached
+    panel.refresh()  # a failure is not kept
     assert panel.state == "current"
 
 
+def test_looking_computes_nothing(wb, runs, unpainted):
+    looks = {
+        "bottleneck": {"step": 1},
+        "descent": {"stairs": 4, "row": 3, "column": 100},
+        "allocation": {"share": 0.5},
+        "explorer": {"shared": True, "opacity": 0.4, "threshold": 0.2},
+    }
+    for name, moved in looks.items():
+        panel = PANELS[name](wb)
+        found, drawn = panel.found, panel.drawn
+        for control, value in moved.items():
+            panel.controls[control].value = value
+            assert panel.state == "current", panel.message
+        assert (panel.found, panel.drawn) == (found, drawn + len(moved)), name
+
+
+def test_turning_a_rule_leaves_the_bottleneck_alone(wb, runs, unpainted):
+    panel = panels.rule_bench(wb)
+    for control, value in {
+        "upper": "gamma", "upper_strength": 1.0, "lower": "flat", "pixels": "box", "bias": True,
+    }.items():  # fmt: skip
+        panel.controls[control].value = value
+        assert panel.state == "current", panel.message
+    assert len(runs) == 1
+    panel = panels.descent(wb)
+    for rule in rules.COMPOSITES:
+        panel.controls["rule"].value = rule
+    assert len(runs) == 2
+
+
 def test_choices_are_all_there_is(wb, runs, unpainted):
-    bench, descent = panels.rule_bench(wb), panels.descent(wb)
-    assert choices(bench, "rule") == choices(descent, "rule") == list(rules.COMPOSITES)
-    assert choices(bench, "pixels") == list(rules.PIXELS)
-    assert choices(descent, "source") == list(relevance.SOURCES)
-    assert set(choices(descent, "layer")) <= set(models.layer_names(wb.model))
-    assert set(panels.QUICK) < set(METHODS)
+    descent = panels.descent(wb)
+    offered = [value for _, value in descent.controls["source"]._options_full]
+    assert offered == [*relevance.SOURCES, *stairs.DEPTHS]
+    assert set(choices(descent, "rule")) | {"z+"} == set(rules.COMPOSITES)
+    assert set(choices(descent, "layer")) | {wb.layer} == set(wb.depths)
+    assert set(bench.PIXELS) == {*rules.PIXELS, "box"}
+    assert set(controls.METHODS_OFFERED) < set(METHODS)
 
 
 def test_layers_have_the_strides_they_are_called_by(wb):
-    for name, layer in panels.DEPTHS.items():
+    for name, layer in controls.strides(wb).items():
         features = models.run_until(wb.model, layer, wb.test[0].image[None])
-        assert name == f"stride {128 // features.shape[-1]}"
+        assert name == f"{layer}, stride {128 // features.shape[-1]}"
+
+
+# --- what single panels compute ------------------------------------------------------------------
+
+
+def test_the_last_step_is_what_the_bottleneck_found(wb):
+    image, label = wb.test[3].image[None], wb.test[3].label
+    iba = InformationBottleneck(wb.model, wb.layer, wb.statistics, steps=4, sigma=0.5, samples=3)
+    information = iba(image, [label], keep_steps=True)
+    tail = models.split(wb.model, wb.layer, image).tail
+    course = scrubber.Course(wb, image, information, tail, samples=3, sigma=0.5)
+    lambda_, nats, through = course.at(4)
+    assert lambda_.equal(information.lambda_)
+    assert nats.equal(information.nats)
+    assert through.sum().item() == pytest.approx(1, abs=1e-5)
+    first = information.trace.information[0, 0].item()
+    assert course.at(0)[1].sum().item() == pytest.approx(first, rel=1e-5)
+    open_, shut = (course.at(step)[2][label] for step in (0, 4))
+    assert open_.item() == pytest.approx(information.open_probability[0].item(), abs=0.05)
+    assert shut < open_
+
+
+def test_noise_covers_what_is_shut():
+    rgb = torch.full((8, 8, 3), 0.5)
+    lambda_ = torch.zeros(1, 2, 2, 2)
+    lambda_[0, 1, :, 0] = 1.0
+    noised = scrubber.noised(rgb, lambda_)
+    assert noised[:, 0].equal(rgb[:, 0])
+    assert (noised[:, -1] - 0.5).abs().max() > 0.3
+
+
+def test_the_bench_has_its_rules_where_it_says(wb):
+    above = bench.upper_half(wb.model, wb.layer)
+    names = models.layer_names(wb.model)
+    assert above == names[names.index(above[0]) : names.index(wb.layer) + 1]
+    resnet = models.small_resnet()
+    inside = bench.upper_half(resnet, "features.5")
+    assert "features.5.conv2" in inside
+    assert "features.3.conv1" not in inside
+    image = wb.test[3].image[None]
+    nats = models.run_until(wb.model, wb.layer, image).detach()
+    gamma, plus = rules.gamma(gamma=0.7), rules.z_plus()
+    mixed = rules.by_depth(plus, gamma, above)
+    below = relevance.descend_all(wb.model, wb.layer, image, nats, mixed)
+    split = above[0]
+    by_gamma = relevance.descend_all(wb.model, wb.layer, image, nats, gamma)
+    names = list(below)
+    before = names[names.index(split) - len(names) + 1]
+    assert below[before].allclose(by_gamma[before])
+    rest = relevance.descend(wb.model, before, image, below[before], plus)
+    assert rest.allclose(below["pixels"], atol=1e-6)
+    assert not rest.allclose(by_gamma["pixels"], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +619,152 @@ def test_layers_have_the_strides_they_are_called_by(wb):
 def test_the_strength_is_the_parameter_of_the_rule(wb, rule, own, bias):
     image = wb.test[3].image[None]
     start = models.run_until(wb.model, wb.layer, image).detach()
-    tuned = relevance.descend(wb.model, wb.layer, image, start, panels.tuned(rule, 0.7, "z+", bias))
+    tuned = relevance.descend(wb.model, wb.layer, image, start, bench.tuned(rule, 0.7, "z+", bias))
     expected = rules.COMPOSITES[rule]("z+", bias=bias, **own)
     assert tuned.equal(relevance.descend(wb.model, wb.layer, image, start, expected))
     default = relevance.descend(wb.model, wb.layer, image, start, rules.COMPOSITES[rule]("z+"))
     assert not tuned.allclose(default)
 
 
-@pytest.mark.parametrize("rule", rules.COMPOSITES)
+@pytest.mark.parametrize("rule", [name for name in rules.COMPOSITES if name != "epsilon-plus"])
 def test_every_rule_has_a_formula_with_its_strength(rule):
-    has_parameter = rule in ("gamma", "epsilon", "alpha2-beta1")
-    assert (panels.formula(rule, 0.31) != panels.formula(rule, 0.57)) == has_parameter
+    assert (bench.formula(rule, 0.31) != bench.formula(rule, 0.57)) == (rule in bench.OWN)
+
+
+def test_a_slider_is_alive_only_where_its_rule_has_a_parameter(wb, runs, unpainted):
+    panel = panels.rule_bench(wb)
+    assert panel.controls["upper_strength"].disabled
+    panel.controls["upper"].value = "epsilon"
+    assert not panel.controls["upper_strength"].disabled
+    assert panel.controls["lower_strength"].disabled
+
+
+@pytest.mark.parametrize("source", [*relevance.SOURCES, *stairs.DEPTHS])
+def test_the_descent_is_that_of_the_package(wb, source):
+    panel = panels.descent(wb, source=source)
+    found = panel._find(3, source, wb.layer, "z+")
+    image = wb.test[3].image[None]
+    target = wb.predict(image).argmax(1)
+    if source in relevance.SOURCES:
+        attributor = riba.RelevanceIBA(wb.model, wb.layer, wb.statistics, source=source)
+        _, expected = attributor(image, target)
+        assert found.books.line(0) == attributor.ledger.line(0)
+    else:
+        joint = methods.joint_information(wb, image, target)
+        expected = {
+            "joint": lambda: relevance.descend(
+                wb.model, list(joint)[-1], image, list(joint.values())[-1].nats
+            ),
+            "cascade": lambda: relevance.cascade(wb.model, image, joint),
+        }[source]()
+    assert torch.allclose(found.below["pixels"], expected, atol=1e-5)
+    assert list(found.below)[-1] == "pixels"
+
+
+def test_the_budget_names_how_many_to_choose(wb, runs, unpainted):
+    panel = panels.allocation(wb)
+    panel.controls["methods"].value = ()
+    assert panel.message == f"ValueError: choose one to {budget.MOST} methods, not 0"
+    panel.controls["methods"].value = ("edges", "centre", "random", "gradient")
+    assert "not 4" in panel.message
+
+
+def test_randomised_weights_are_those_of_the_package(wb):
+    panel = panels.randomise(wb)
+    before, after, words = panel._find(3, 2, False, 1)
+    assert words == f"{trust.weighted_layers(wb.model)[1]} and all above"
+    model = trust.randomised(wb.model, trust.weighted_layers(wb.model)[:2], seed=1)
+    image, label = wb.test[3].image[None], torch.tensor([wb.test[3].label])
+    assert after["LRP"].allclose(relevance.lrp(model, image, label).sum(1), atol=1e-6)
+    assert before["LRP"].allclose(relevance.lrp(wb.model, image, label).sum(1), atol=1e-6)
+    same = panel._find(3, 0, False, 1)
+    assert all(same[0][name] is same[1][name] for name in before)
+    assert same[2] == "nothing"
+
+
+# --- the explorer --------------------------------------------------------------------------------
+
+
+def test_the_explorer_shows_what_methods_say(wb):
+    panel = panels.explorer(wb, scene=4, two=True, label="cup", methods=("edges", "relevance-iba"))
+    found = panel._find(4, True, "", "cup", ("edges", "relevance-iba"))
+    sample = riba.datasets.Scenes("test", 10, others=1)[4]
+    assert found.image.equal(sample.image)
+    assert found.label == wb.class_names.index("cup")
+    images, targets = sample.image[None], [found.label]
+    for name, (values, total) in found.said.items():
+        assert values.allclose(METHODS[name](wb, images, targets)[0], atol=1e-5)
+        if name == "relevance-iba":
+            assert total == pytest.approx(values.sum().item(), rel=1e-3)
+        else:
+            assert total is None
+    assert panel.state == "current", panel.message
+
+
+@pytest.mark.parametrize(
+    ("method", "unit"),
+    [("iba-joint", "bits"), ("relevance-iba-gamma", "nats"), ("lrp-epsilon-plus", "logits"),
+     ("readout-iba", "bits"), ("input-iba", ""), ("edges", "")],
+)  # fmt: skip
+def test_units_are_those_of_the_methods(method, unit):
+    assert photo.unit(method) == unit
+    if unit:
+        assert unit in inspect.getdoc(METHODS[method]).lower()
+
+
+def test_a_thumbnail_chooses_its_scene(wb, runs, unpainted):
+    panel = panels.explorer(wb, methods=("edges",))
+    button(panel, "scene 5").click()
+    assert panel.values["scene"] == 5
+    assert panel.state == "current"
+    names = {w.description for w in everything(panel.widget) if isinstance(w, widgets.Button)}
+    button(panel, "Other scenes").click()
+    others = {w.description for w in everything(panel.widget) if isinstance(w, widgets.Button)}
+    assert len(names) == len(others)
+    assert len(others - names) > 2
+
+
+def upload(panel, name, content):
+    (control,) = (w for w in everything(panel.widget) if isinstance(w, widgets.FileUpload))
+    file = {"name": name, "type": "", "size": len(content), "content": content}
+    control.value = ({**file, "last_modified": datetime.now()},)
+
+
+def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypatch):
+    monkeypatch.setattr(photo, "UPLOADS", tmp_path / "photos")
+    path = tmp_path / "own.png"
+    Image.new("RGB", (200, 150), (200, 40, 40)).save(path)
+    panel = panels.explorer(wb, methods=("edges",))
+    upload(panel, "../own.png", path.read_bytes())
+    assert panel.state == "current", panel.message
+    (kept,) = (tmp_path / "photos").iterdir()
+    assert panel.values["photo"] == str(kept)
+    assert f"photo={str(kept)!r}" in panel.code
+    button(panel, "scene 2").click()
+    assert (panel.values["photo"], panel.values["scene"]) == ("", 2)
+    upload(panel, "../own.png", path.read_bytes())  # once more
+    assert panel.values["photo"] == str(kept)
+    again = panels.explorer(wb, methods=("edges",), photo=str(path), scene=2)
+    assert again.picture.value == panel.picture.value
+    panel.controls["scene"].value = 9
+    assert (panel.values["photo"], panel.state) == ("", "current")
+
+
+def test_an_empty_map_leaves_the_others_their_colours(wb):
+    values = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    said = {"iba": (values, None), "grad-cam": (torch.zeros(8, 8), None)}
+    found = photo.Explained(torch.zeros(3, 8, 8), None, 0, torch.ones(10) / 10, said)
+    view = photo.explorer_view(wb, found, shared=True, opacity=1.0, threshold=0.0)
+    full, empty = view.rows[0][1][1:3]
+    assert full.limit == empty.limit
+    assert full.limit == pytest.approx((values / values.sum()).max().item(), rel=0.1)
+
+
+def test_a_file_that_is_no_photo_is_told_in_the_panel(wb, tmp_path, monkeypatch):
+    monkeypatch.setattr(photo, "UPLOADS", tmp_path)
+    panel = panels.explorer(wb, methods=("edges",))
+    upload(panel, "holiday.jpg", b"dear diary")
+    assert panel.state == "failed"
+    assert "holiday.jpg is not a picture, whatever its name says" in panel.message
+    panel.reset()
+    assert panel.state == "current"

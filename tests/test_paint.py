@@ -1,0 +1,224 @@
+"""The quick painter shows what it was given, where it says."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from riba import plots
+from riba.panels import paint as module
+from riba.panels.paint import (
+    FOOT,
+    LINE,
+    MARGIN,
+    TITLE,
+    WIDTH,
+    Bars,
+    Curves,
+    Empty,
+    Line,
+    Map,
+    Picture,
+    View,
+    paint,
+)
+
+
+def pixels(view, scale=1.0):
+    """H×W×3, 0–255."""
+    return np.array(Image.open(io.BytesIO(paint(view, scale)))).astype(int)
+
+
+def square(tile, side=128, scale=1.0):
+    """The tile's square alone."""
+    page = pixels(View([(side, [tile])]), scale)
+    left, top, size = (round(v * scale) for v in (MARGIN, MARGIN + TITLE, side))
+    return page[top : top + size, left : left + size]
+
+
+def test_a_page_has_the_size_of_its_rows():
+    view = View([(100, [Empty()]), (50, [Empty()])], notes=["one", "two"])
+    height = 2 * MARGIN + 150 + 2 * (TITLE + FOOT) + 2 * LINE
+    assert pixels(view).shape == (height, WIDTH, 3)
+    assert pixels(view, 2).shape == (2 * height, 2 * WIDTH, 3)
+    assert paint(view) == paint(view)
+
+
+def test_a_picture_keeps_its_colours():
+    rgb = np.random.default_rng(0).random((32, 32, 3))
+    shown = square(Picture(rgb=rgb))
+    assert np.abs(shown[2::4, 2::4] - 255 * rgb).max() <= 1
+    assert np.abs(square(Picture(rgb=rgb), scale=3)[6::12, 6::12] - 255 * rgb).max() <= 1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_map_has_the_colours_of_the_figures(signed):
+    values = np.random.default_rng(1).random((16, 16)) - 0.4 * signed
+    shown = square(Map(values=values))[4::8, 4::8]
+    top = plots.upper_limit(values)
+    share = (values / top + 1) / 2 if signed else values / top
+    expected = colormaps[plots.SIGNED if signed else plots.UNSIGNED](share.clip(0, 1))[..., :3]
+    assert np.abs(shown - 255 * expected).max() <= 5
+
+
+def test_a_limit_is_the_top_of_the_scale():
+    low, high = (square(Map(values=np.ones((4, 4)), limit=top))[9, 9] for top in (10, 1))
+    colours = colormaps[plots.UNSIGNED]([0.1, 1.0])[:, :3] * 255
+    assert np.abs(np.stack([low, high]) - colours).max() <= 3
+
+
+def test_what_is_hidden_shows_the_picture_below():
+    over = np.full((2, 2, 3), 0.5)
+    opacity = np.array([[0.0, 1.0], [0.5, 0.0]])
+    shown = square(Map(values=np.ones((2, 2)), limit=1, over=over, opacity=opacity), 64)
+    bright = np.array(colormaps[plots.UNSIGNED](1.0)[:3]) * 255
+    assert np.abs(shown[10, 10] - 127.5).max() <= 1
+    assert np.abs(shown[10, 50] - bright).max() <= 1
+    assert np.abs(shown[50, 10] - (bright + 127.5) / 2).max() <= 1
+    assert np.abs(shown[50, 50] - 127.5).max() <= 1
+
+
+def test_the_outline_follows_the_mask_and_nothing_else():
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    plain, lined = (square(Picture(rgb=np.zeros((32, 32, 3)), outline=m)) for m in (None, mask))
+    changed = (plain != lined).any(2)
+    rows, columns = np.nonzero(changed)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 95, 32, 95)
+    assert not changed[40:88, 40:88].any()
+    assert (lined[changed] == 255).all()
+    dark = square(Map(values=-np.ones((32, 32)), outline=mask))
+    assert (dark[32, 32:95] == 0).all()  # black on light
+
+
+def test_a_mark_lies_where_it_says():
+    plain, marked = (square(Picture(rgb=np.zeros((8, 8, 3)), mark=m)) for m in (None, (0.25, 0.5)))
+    rows, columns = np.nonzero((plain != marked).any(2))
+    assert rows.mean() == pytest.approx(32, abs=1)
+    assert columns.mean() == pytest.approx(64, abs=1)
+
+
+def test_a_colour_bar_runs_from_bottom_to_top():
+    page = pixels(View([(128, [Map(values=np.ones((4, 4)), unit="nats / pixel")])]))
+    bar = page[MARGIN + TITLE : MARGIN + TITLE + 128, MARGIN + 128 + 10]
+    assert bar[2].sum() > 500
+    assert bar[-2].sum() < 30
+    bare = pixels(View([(128, [Map(values=np.ones((4, 4)))])]))
+    assert (bare[MARGIN + TITLE : MARGIN + TITLE + 128, MARGIN + 130 :] == 255).all()
+
+
+def test_titles_feet_and_notes_leave_ink():
+    empty = pixels(View([(64, [Picture(rgb=np.ones((2, 2, 3)))])], notes=[""]))
+    for tile in ({"title": "β"}, {"foot": "λ"}):
+        page = pixels(View([(64, [Picture(rgb=np.ones((2, 2, 3)), **tile)])], notes=[""]))
+        assert (page != empty).any()
+    for note in ("plain", r"a formula $\frac{c_{ij}^+}{z_j^+}$"):
+        page = pixels(View([(64, [Picture(rgb=np.ones((2, 2, 3)))])], notes=[note]))
+        assert (page[-LINE - MARGIN :] != 255).any()
+
+
+def test_bars_are_as_long_as_their_numbers():
+    page = pixels(View([(80, [Bars(rows={"a": [1.0], "b": [0.5], "c": [-1.0]}, limit=1.0)])]))
+    blue = (np.abs(page - 255 * np.array(to_rgb(module.COLOURS[0]))).max(2) <= 2).sum(1)
+    one, half, none = (blue[MARGIN + TITLE + round((k + 0.5) * 80 / 3)] for k in range(3))
+    assert one == pytest.approx(2 * half, abs=3)
+    assert one > 500
+    assert none == 0
+
+
+def curve(**given):
+    return pixels(View([(200, [Curves(x_label="x", **given)])]))
+
+
+def test_a_line_goes_through_its_points():
+    page = curve(lines=[Line([0, 1, 2], [0, 4, 0], "#4477AA")])
+    blue = np.abs(page - 255 * np.array(to_rgb("#4477AA"))).max(2) <= 6
+    rows, columns = np.nonzero(blue)
+    peak = columns[rows == rows.min()].mean()
+    assert peak == pytest.approx((columns.min() + columns.max()) / 2, abs=3)
+    assert rows.min() == pytest.approx(MARGIN + TITLE, abs=3)
+    assert rows.max() == pytest.approx(MARGIN + TITLE + 178, abs=3)
+
+
+def test_a_logarithmic_axis_has_its_decades():
+    axis = module._Axis([0.1, 1000], log=True)
+    assert axis.ticks() == [(f"{10.0**d:g}", pytest.approx((d + 1) / 4)) for d in range(-1, 4)]
+    assert axis.share(math.sqrt(0.1 * 1000)) == pytest.approx(0.5)
+
+
+def test_a_linear_axis_has_round_ticks_within_it():
+    ticks = module._Axis([0.13, 0.91], log=False).ticks()
+    assert [label for label, _ in ticks] == ["0.2", "0.4", "0.6", "0.8"]
+    assert all(0 <= share <= 1 for _, share in ticks)
+    assert module._Axis([2, 2], log=False).share(2) == 0  # nothing to divide by
+
+
+def test_points_and_the_marker_are_drawn():
+    lines = [Line([0, 1], [0, 1], "#4477AA")]
+    plain = curve(lines=lines)
+    assert (curve(lines=lines, at=0.5) != plain).any()
+    dotted = curve(lines=[*lines, Line([0, 1], [0.5, 0.5], dotted=True)])
+    assert (dotted != plain).any()
+    red = curve(lines=lines, points=[(0.5, 0.25, "#EE6677")])
+    rows, _ = np.nonzero((red != plain).any(2))
+    assert rows.mean() == pytest.approx(MARGIN + TITLE + 0.75 * 178, abs=4)
+
+
+def test_tiles_share_a_row_by_their_widths():
+    tiles = [Picture(rgb=np.zeros((2, 2, 3)), width=3), Picture(rgb=np.zeros((2, 2, 3)))]
+    page = pixels(View([(60, tiles)]))
+    dark = np.nonzero((page[MARGIN + TITLE + 30] == 0).all(1))[0]
+    assert dark[0] == MARGIN
+    assert dark[60] == MARGIN + round(0.75 * (WIDTH - 2 * MARGIN))
+
+
+def test_many_fonts_know_greek():
+    drawn, unknown = (bytes(module._font(15).getmask(letter)) for letter in ("β", "\u0378"))
+    assert drawn != unknown
+
+
+def test_a_shrunk_picture_is_smaller_and_keeps_its_colours():
+    ramp = np.linspace(-1, 1, 64)[:, None] * np.ones(64)
+    png = paint(View([(300, [Map(values=ramp, title="ramp", unit="nats / pixel")])]))
+    small = module.shrunk(png)
+    assert len(small) < len(png)
+    one, two = (
+        np.array(Image.open(io.BytesIO(x)).convert("RGB")).astype(int) for x in (png, small)
+    )
+    assert two.shape[1] == module.SHOWN
+    ratio = module.SHOWN / WIDTH
+    for share in (0.1, 0.3, 0.5, 0.9):
+        row, column = MARGIN + TITLE + share * 300, MARGIN + 150
+        shown = two[round(ratio * row), round(ratio * column)]
+        assert np.abs(one[round(row), round(column)] - shown).max() <= 12
+
+
+def test_a_picture_keeps_its_shape():
+    page = pixels(View([(60, [Picture(rgb=np.zeros((10, 20, 3)))])]))
+    rows, columns = np.nonzero((page == 0).all(2))
+    assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (60, 120)
+
+
+def test_each_bar_has_its_own_number():
+    both = pixels(View([(80, [Bars(rows={"a": [1.0, 0.2]}, limit=1.0)])]))
+    other = pixels(View([(80, [Bars(rows={"a": [1.0, 0.21]}, limit=1.0)])]))
+    _, columns = np.nonzero((both != other).any(2))
+    assert columns.max() < WIDTH / 2  # behind the short bar, not behind the long one
+    undefined = pixels(View([(80, [Bars(rows={"a": [math.nan]}, limit=1.0)])]))
+    assert (undefined != 255).any()
+
+
+def test_a_logarithmic_axis_within_a_decade_has_ticks():
+    ticks = module._Axis([1600, 9000], log=True).ticks()
+    assert [label for label, _ in ticks] == ["2000", "5000"]
+
+
+def test_a_map_with_nan_is_refused():
+    values = np.ones((4, 4))
+    values[1, 1] = math.nan
+    with pytest.raises(ValueError, match="the map 'iba' holds NaN"):
+        paint(View([(60, [Map(values=values, title="iba")])]))
