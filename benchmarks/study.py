@@ -149,12 +149,7 @@ def inside(s: Scenes, found: dict[str, Information], weight: Callable) -> Tensor
 
 def gated(s: Scenes, found: dict[str, Information]) -> Tensor:
     """LRP from the logit, weighed by the capacity at every depth on its way."""
-    model, composite = s.wb.model, rules.composite("epsilon-plus")
-    pixels = s.images.clone().requires_grad_()
-    with relevance.prepared(model, composite) as private, riba.models.watched(private, [TOP]) as at:
-        logits = private(pixels)
-        start = F.one_hot(s.labels, logits.shape[1]) * logits.detach()
-        (arrived,) = torch.autograd.grad(logits, at[TOP], start)
+    arrived = relevance.lrp(s.wb.model, s.images, s.labels, layer=TOP)
     (layer, top), *shallower = found.items()
     return _weighed_on_the_way(s, layer, arrived * _by_location(top), shallower, _by_location)
 

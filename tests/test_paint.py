@@ -181,22 +181,6 @@ def test_many_fonts_know_greek():
     assert drawn != unknown
 
 
-def test_a_shrunk_picture_is_smaller_and_keeps_its_colours():
-    ramp = np.linspace(-1, 1, 64)[:, None] * np.ones(64)
-    png = paint(View([(300, [Map(values=ramp, title="ramp", unit="nats / pixel")])]))
-    small = module.shrunk(png)
-    assert len(small) < len(png)
-    one, two = (
-        np.array(Image.open(io.BytesIO(x)).convert("RGB")).astype(int) for x in (png, small)
-    )
-    assert two.shape[1] == module.SHOWN
-    ratio = module.SHOWN / WIDTH
-    for share in (0.1, 0.3, 0.5, 0.9):
-        row, column = MARGIN + TITLE + share * 300, MARGIN + 150
-        shown = two[round(ratio * row), round(ratio * column)]
-        assert np.abs(one[round(row), round(column)] - shown).max() <= 12
-
-
 def test_a_picture_keeps_its_shape():
     page = pixels(View([(60, [Picture(rgb=np.zeros((10, 20, 3)))])]))
     rows, columns = np.nonzero((page == 0).all(2))

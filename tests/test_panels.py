@@ -17,7 +17,7 @@ import riba
 from riba import METHODS, methods, models, panels, plots, progress, relevance, rules, trust
 from riba.bottleneck import InformationBottleneck
 from riba.panels import bench, budget, controls, kit, photo, scrubber, stairs
-from riba.panels.paint import Bars, View, paint, shrunk
+from riba.panels.paint import Bars, View, paint
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 PANELS = {
@@ -144,7 +144,7 @@ def test_an_error_at_the_start_is_told_too():
 
 def test_a_still_picture_is_left_behind(panel):
     bundle = panel._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"]) == shrunk(panel.picture.value)
+    assert base64.b64decode(bundle["image/png"]) == paint(drawing(3), scale=kit.STILL, effort=9)
     view = bundle["application/vnd.jupyter.widget-view+json"]
     assert view["model_id"] == panel.widget.model_id
     assert bundle["text/plain"]

@@ -32,7 +32,7 @@ import ipywidgets as widgets
 from riba import plots, progress
 from riba.datasets import Sample
 from riba.models import near_matches
-from riba.panels.paint import SHOWN, Picture, View, paint, shrunk
+from riba.panels.paint import SHOWN, WIDTH, Picture, View, paint
 from riba.relevance import frozen_copy
 from riba.workbench import Workbench
 
@@ -50,8 +50,8 @@ KEYS = """const wait = setInterval(() => {
     if (panel) clearInterval(wait);
 }, 200)"""
 """Keeps JupyterLab's shortcuts off our controls: an arrow would leave the cell, an x delete it."""
-SAVED = 3.0
-"""How much larger a picture is saved than it is shown."""
+SAVED, STILL = 3.0, SHOWN / WIDTH
+"""Scales of a picture that is saved, and of the one that is left behind in the notebook."""
 PATIENCE = 0.08
 """Seconds without a further change before work begins: a burst of changes is one."""
 SHOWN_AFTER = 0.7
@@ -292,7 +292,7 @@ class Panel:
         if _recall(self._pictures, _all(wanted)) is None:
             view = self._view(_recall(self._results, self._key(wanted)), wanted)
             _remember(self._pictures, _all(wanted), (view, paint(view)))
-        _, picture = self._pictures[_all(wanted)]
+        self._shown, picture = self._pictures[_all(wanted)]
         if self.picture.value != picture:
             self.picture.value = picture
         self._show("current")
@@ -402,7 +402,7 @@ class Panel:
         live = self.widget._repr_mimebundle_()
         if self.state == "failed":
             return {**live, "text/plain": f"a panel that failed: {self.message}"}
-        still = b64encode(shrunk(self.picture.value)).decode()
+        still = b64encode(paint(self._shown, scale=STILL, effort=9)).decode()
         return {**live, "image/png": still, "text/plain": "a panel; this is its first picture"}
 
 

@@ -273,8 +273,8 @@ class View:
     notes: Sequence[str] = field(default=())
 
 
-def paint(view: View, scale: float = 1.0) -> bytes:
-    """The view as PNG, ``WIDTH`` · ``scale`` pixels wide."""
+def paint(view: View, scale: float = 1.0, effort: int = 3) -> bytes:
+    """The view as PNG, ``WIDTH`` · ``scale`` pixels wide; more ``effort`` (1–9), fewer bytes."""
     rows = sum(TITLE + height + FOOT for height, _ in view.rows)
     page = Page(rows + LINE * len(view.notes) + 2 * MARGIN, scale)
     y = MARGIN
@@ -288,16 +288,7 @@ def paint(view: View, scale: float = 1.0) -> bytes:
     for line in view.notes:
         page.text(MARGIN, y + LINE / 2, line, size=14, anchor="lm")
         y += LINE
-    return page.png()
-
-
-def shrunk(png: bytes) -> bytes:
-    """The same picture at the size it is shown: half the bytes, for pictures that are committed."""
-    picture, buffer = Image.open(io.BytesIO(png)), io.BytesIO()
-    height = round(picture.height * SHOWN / picture.width)
-    small = picture.resize((SHOWN, height), Image.Resampling.LANCZOS)
-    small.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
+    return page.png(effort)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -311,10 +302,10 @@ class Page:
         self.image = Image.new("RGB", (round(WIDTH * scale), round(height * scale)), "white")
         self.draw = ImageDraw.Draw(self.image)
 
-    def png(self) -> bytes:
-        """The page as PNG."""
+    def png(self, effort: int) -> bytes:
+        """The page as PNG, compressed with an effort of 1–9."""
         buffer = io.BytesIO()
-        self.image.save(buffer, "png", compress_level=3)
+        self.image.save(buffer, "png", compress_level=effort)
         return buffer.getvalue()
 
     def text(
