@@ -43,6 +43,7 @@ from riba import bottleneck, relevance, rules
 from riba.bottleneck import Information, InformationBottleneck, to_bits
 from riba.input_iba import InputIBA, InputInformation
 from riba.joint import JointBottlenecks
+from riba.kept import Kept
 from riba.models import check_images, check_targets, class_logit, find_layer, near_matches
 from riba.readout import scenenet_readout
 from riba.statistics import FeatureStatistics
@@ -311,9 +312,8 @@ def lrp_epsilon_gamma_box(
 
 Found = Information | InputInformation | dict[str, Information]
 
-_found: dict[tuple, Found] = {}
+_found: Kept[Found] = Kept(6)
 """What the last few bottlenecks found: several methods start from the same."""
-_KEPT = 6
 
 
 def information(
@@ -351,13 +351,8 @@ def _once(
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     key = (*settings, digest.digest())
-    result = _found.get(key)  # once: panels work on a thread of their own
-    if result is None:
-        result = find(images, targets)
-        for oldest in list(_found)[: 1 - _KEPT]:
-            _found.pop(oldest, None)
-        _found[key] = result
-    return result
+    result = _found.recall(key)
+    return _found.remember(key, find(images, targets)) if result is None else result
 
 
 def _statistics(wb: Workbench, layer: str) -> FeatureStatistics:

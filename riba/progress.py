@@ -1,8 +1,8 @@
 """Progress of what takes long: a bar on the screen, or a report to someone who may stop it.
 
-Loops that can take more than two seconds run over :func:`track` or count on a :func:`counter`. As a
-rule both are tqdm. Within :func:`watched` they report to a function instead, as panels need it: it
-is called at every step, and ends the work by raising :class:`Cancelled`.
+Loops that a panel may run, and that can take more than two seconds, run over :func:`track` or count
+on a :func:`counter`. As a rule both are tqdm. Within :func:`watched` they report to a function
+instead: it is called at every step, and ends the work by raising :class:`Cancelled`.
 """
 
 from __future__ import annotations

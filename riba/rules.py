@@ -291,7 +291,8 @@ def by_depth(lower: Composite, upper: Composite, upper_layers: Iterable[str]) ->
     Parameters
     ----------
     upper_layers
-        Names of modules; modules inside them count as well.
+        Names of modules; modules inside them count as well. A name that the network does not have
+        changes nothing.
     """
     names = tuple(upper_layers)
 

@@ -397,11 +397,11 @@ THREADED = [method for method in METHODS if method != "iba"]
         pytest.param(["iba"], id="iba"),
     ],
 )
-def test_threads_give_the_same_table(wb, samples, tmp_path, methods, monkeypatch):
-    monkeypatch.setattr("riba.methods._found", {})
+def test_threads_give_the_same_table(wb, samples, tmp_path, methods):
+    riba.methods._found.clear()
     with ThreadPoolExecutor(2) as pool:
         threads = evaluate(wb, methods, samples, MEASURES[:1], executor=pool, out=tmp_path, batch=2)
-    monkeypatch.setattr("riba.methods._found", {})
+    riba.methods._found.clear()
     assert_frame_equal(threads, evaluate(wb, methods, samples, MEASURES[:1], batch=2))
     assert len(parts(tmp_path)) == 3 * len(methods)
 

@@ -192,11 +192,15 @@ def test_a_depth_that_is_not_there_is_refused(wb, batch):
         METHODS["iba-depth-2"](wb.at(wb.depths[-1]), images, targets)
 
 
-def test_what_is_kept_stays_few(wb, batch):
+def test_what_was_found_last_is_not_found_again(wb, batch):
     images, targets, _ = batch
-    for seed in range(methods._KEPT + 2):
+    first = methods.information(wb, wb.layer, images[:1], targets[:1], 0)
+    for seed in range(1, methods._found.most):
         methods.information(wb, wb.layer, images[:1], targets[:1], seed)
-    assert len(methods._found) <= methods._KEPT
+    assert methods.information(wb, wb.layer, images[:1], targets[:1], 0) is first
+    for seed in range(20, 20 + methods._found.most):
+        methods.information(wb, wb.layer, images[:1], targets[:1], seed)
+    assert methods.information(wb, wb.layer, images[:1], targets[:1], 0) is not first
 
 
 def test_controls_are_what_they_say(maps, batch, wb):

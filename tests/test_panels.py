@@ -102,8 +102,9 @@ def test_a_control_that_is_moved_changes_the_picture_once(panel):
     assert (panel.asked, panel.drawn) == ([3, 6], 4)  # one new pair; the last was kept
 
 
-def test_what_was_used_longest_ago_is_forgotten_first(panel, monkeypatch):
+def test_what_was_used_longest_ago_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(kit, "KEPT", 2)
+    panel = Counting()
     for height in (4, 3, 5, 3, 4):  # 5 drives out 4, not 3
         panel.controls["height"].value = height
     assert panel.asked == [3, 4, 5, 4]

@@ -189,6 +189,30 @@ def test_unknown_names_and_impossible_parameters_are_refused_in_words():
         rules.box(1, 0)
 
 
+def test_rules_by_depth_are_each_in_their_place():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), block)
+    lower, upper = rules.gamma("w-square", gamma=0.3), rules.epsilon("flat", epsilon=0.4)
+    mixed = rules.by_depth(lower, upper, ["4"])
+    with mixed.context(net):
+        hooks = {name: module for name, module in net.named_modules() if module._forward_hooks}
+        found = {h.__class__.__name__ for h in mixed.hook_refs}
+    assert {"0", "2", "4.0"} <= set(hooks)
+    assert {"WSquare", "Gamma", "Epsilon"} <= found
+    assert "Flat" not in found  # the pixels belong to the lower rules
+    x = torch.rand(2, 3, 5, 5)
+    start = net(x).detach()
+    middle = net[:4](x).detach()
+    step = rules.hand_down(zennit.rules.Epsilon(0.4, zero_params="bias"), block[0], middle, start)
+    with lower.context(net[:4]):
+        x.requires_grad_()
+        (expected,) = torch.autograd.grad(net[:4](x), x, step)
+    with mixed.context(net):
+        (got,) = torch.autograd.grad(net(x), x, start)
+    torch.testing.assert_close(got, expected)
+
+
 def test_a_composite_given_by_the_user_is_never_registered_itself():
     given = rules.z_plus()
     fresh = rules.composite(given)

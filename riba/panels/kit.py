@@ -19,7 +19,6 @@ import math
 import threading
 import time
 from base64 import b64encode
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ import ipywidgets as widgets
 
 from riba import plots, progress
 from riba.datasets import Sample
+from riba.kept import Kept
 from riba.models import near_matches
 from riba.panels.paint import SHOWN, WIDTH, Picture, View, paint
 from riba.relevance import frozen_copy
@@ -118,8 +118,8 @@ class Panel:
             _set(self.controls, setting, value)
         self.initial = self.values
         self.state, self.message, self.drawn, self.found = "stale", "", 0, 0
-        self._results: OrderedDict[tuple, object] = OrderedDict()
-        self._pictures: OrderedDict[tuple, tuple[View, bytes]] = OrderedDict()
+        self._results: Kept[object] = Kept(KEPT)
+        self._pictures: Kept[tuple[View, bytes]] = Kept(KEPT)
         self._task: asyncio.Task | None = None
         self._loop = _running_loop()
         self._stop, self._cancelled, self._quiet = threading.Event(), False, False
@@ -193,7 +193,7 @@ class Panel:
         values = self.values
         digest = hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:8]
         path = plots.FIGURES / f"panel_{self.name}_{digest}.png"
-        view, _ = _recall(self._pictures, _all(values))
+        view, _ = self._pictures.recall(_all(values))
         try:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(paint(view, scale=SAVED))
@@ -289,10 +289,11 @@ class Panel:
         return self._find(**_taken(self._find, wanted))
 
     def _present(self, wanted: dict[str, object]) -> None:
-        if _recall(self._pictures, _all(wanted)) is None:
-            view = self._view(_recall(self._results, self._key(wanted)), wanted)
-            _remember(self._pictures, _all(wanted), (view, paint(view)))
-        self._shown, picture = self._pictures[_all(wanted)]
+        kept = self._pictures.recall(_all(wanted))
+        if kept is None:
+            view = self._view(self._results.recall(self._key(wanted)), wanted)
+            kept = self._pictures.remember(_all(wanted), (view, paint(view)))
+        self._shown, picture = kept
         if self.picture.value != picture:
             self.picture.value = picture
         self._show("current")
@@ -303,15 +304,15 @@ class Panel:
 
     def _lacking(self, values: dict[str, object]) -> bool:
         """Whether something must be computed before these values can be shown."""
-        picture = _recall(self._pictures, _all(values))
-        result = _recall(self._results, self._key(values))
+        picture = self._pictures.recall(_all(values))
+        result = self._results.recall(self._key(values))
         return picture is None and result is None
 
     def _key(self, values: dict[str, object]) -> tuple:
         return _all(_taken(self._find, values))
 
     def _keep(self, values: dict[str, object], result: object) -> None:
-        _remember(self._results, self._key(values), result)
+        self._results.remember(self._key(values), result)
 
     def _running(self) -> bool:
         return self._task is not None and not self._task.done()
@@ -461,15 +462,3 @@ def _taken(function: Callable, values: Mapping[str, object]) -> dict[str, object
 
 def _all(values: Mapping[str, object]) -> tuple:
     return tuple(values.values())
-
-
-def _recall(kept: OrderedDict, key: tuple) -> object | None:
-    if key in kept:
-        kept.move_to_end(key)  # the least recently used goes first
-    return kept.get(key)
-
-
-def _remember(kept: OrderedDict, key: tuple, value: object) -> None:
-    kept[key] = value
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
