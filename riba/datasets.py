@@ -37,6 +37,8 @@ class Sample:
         H×W bool, True on objects of other classes; None where there are none.
     name
         What the image is called, the same in every run and for every object in it.
+    void
+        H×W bool, True on pixels that are left out of every localisation metric; None: none.
     """
 
     image: Tensor
@@ -44,6 +46,7 @@ class Sample:
     mask: Tensor
     other: Tensor | None = None
     name: str = ""
+    void: Tensor | None = None
 
 
 class Scenes(Sequence):

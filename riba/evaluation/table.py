@@ -136,7 +136,7 @@ def _find_metric(name: str) -> None:
 def _identified(sample: datasets.Sample) -> dict[str, object]:
     """What a row of the table says about its sample; the digest tells samples apart."""
     digest = hashlib.blake2b(digest_size=8)
-    for tensor in (sample.image, sample.mask, sample.other):
+    for tensor in (sample.image, sample.mask, sample.other, sample.void):
         if tensor is not None:
             digest.update(tensor.contiguous().numpy().data)
     digest.update(str(sample.label).encode())
@@ -256,11 +256,10 @@ def _explain_block(
     images, labels, masks = datasets.stack(samples)
     device = next(wb.model.parameters()).device
     images, masks = images.to(device), masks.to(device)
-    nothing = torch.zeros_like(samples[0].mask)
-    others = [nothing if sample.other is None else sample.other for sample in samples]
-    others = torch.stack(others).to(device)
+    others = _filled([sample.other for sample in samples], masks)
+    void = _filled([sample.void for sample in samples], masks)
     band = metrics.border_band(masks) | metrics.border_band(others)
-    voids = {"strict": torch.zeros_like(band), "banded": band}
+    voids = {"strict": void, "banded": void | band}
     for method, wanted in jobs:
         maps = METHODS[method](wb, images, labels, masks=masks, seed=seed)
         frame = pd.DataFrame(
@@ -274,6 +273,15 @@ def _explain_block(
         )
         _write(frame, folder)
         yield frame
+
+
+def _filled(some: list[Tensor | None], like: Tensor) -> Tensor:
+    """Masks as one batch; False everywhere in the place of None."""
+    filled = torch.zeros_like(like)
+    for row, mask in zip(filled, some, strict=True):
+        if mask is not None:
+            row |= mask.to(like.device)
+    return filled
 
 
 def _measure(

@@ -1,0 +1,294 @@
+"""Loaders of photos and masks, each on a small folder in its data set's true layout."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import VGG16_Weights
+
+import riba
+from riba import metrics, segmentation
+from riba.models import DATA
+from riba.segmentation import VOID, Preparation
+
+PREPARE = Preparation(64, 56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+WHOLE = Preparation(32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+DRAW = np.random.default_rng(0)
+
+
+def colours(height, width):
+    return DRAW.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save_palette(path, codes):
+    image = Image.fromarray(codes.astype(np.uint8), "P")
+    image.putpalette([value for code in range(256) for value in (code, 255 - code, code // 2)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def boxes(height, width, **objects):
+    """Codes with a void border around every object, as VOC draws them."""
+    codes = np.zeros((height, width), np.uint8)
+    for name, (top, left, bottom, right) in objects.items():
+        codes[top - 1 : bottom + 1, left - 1 : right + 1] = VOID
+        codes[top:bottom, left:right] = int(name.split("_")[1])
+    return codes
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    pictures = {
+        "2007_000001": boxes(40, 60, a_15=(4, 4, 20, 20), b_12=(22, 30, 36, 56)),
+        "2007_000002": boxes(50, 50, a_8=(10, 10, 20, 20), b_8=(30, 30, 44, 44)),
+        "2007_000003": np.zeros((30, 30), np.uint8),
+    }
+    for name, codes in pictures.items():
+        (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colours(*codes.shape)).save(root / "JPEGImages" / f"{name}.jpg")
+        save_palette(root / "SegmentationClass" / f"{name}.png", codes)
+    number = {
+        "2007_000001": boxes(40, 60, a_1=(4, 4, 20, 20), b_2=(22, 30, 36, 56)),
+        "2007_000002": boxes(50, 50, a_1=(10, 10, 20, 20), b_2=(30, 30, 44, 44)),
+        "2007_000003": np.zeros((30, 30), np.uint8),
+    }
+    for name, codes in number.items():
+        save_palette(root / "SegmentationObject" / f"{name}.png", codes)
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("\n".join(pictures) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def pets(tmp_path):
+    root = tmp_path / "oxford-iiit-pet"
+    (root / "annotations" / "trimaps").mkdir(parents=True)
+    (root / "images").mkdir()
+    for name in ("Abyssinian_201", "american_bulldog_10"):
+        Image.fromarray(colours(40, 40)).save(root / "images" / f"{name}.jpg")
+        trimap = np.full((40, 40), 2, np.uint8)
+        trimap[9:31, 9:31], trimap[10:30, 10:30] = 3, 1
+        Image.fromarray(trimap).save(root / "annotations" / "trimaps" / f"{name}.png")
+    (root / "annotations" / "test.txt").write_text(
+        "# image class species breed\nAbyssinian_201 1 1 1\namerican_bulldog_10 2 2 1\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def own(tmp_path):
+    images, masks = tmp_path / "photos", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for name in ("dog", "cat"):
+        Image.fromarray(colours(40, 50)).save(images / f"{name}.JPG")
+        mask = np.zeros((40, 50), np.uint8)
+        mask[10:30, 15:35] = 255
+        Image.fromarray(mask).save(masks / f"{name}.png")
+    return images, masks
+
+
+def everything(request, prepare):
+    voc_root, pet_root, (images, masks) = map(request.getfixturevalue, ("voc", "pets", "own"))
+    return {
+        "voc": segmentation.voc(voc_root, prepare),
+        "instances": segmentation.voc(voc_root, prepare, instances=True),
+        "pet": segmentation.pet(pet_root, prepare),
+        "folder": segmentation.folder(images, masks, prepare, {"dog": 1, "cat": 0}),
+    }
+
+
+@pytest.mark.parametrize("name", ["voc", "instances", "pet", "folder"])
+def test_every_loader_gives_samples(request, name):
+    photos = everything(request, PREPARE)[name]
+    samples, bad = segmentation.readable(photos)
+    assert len(samples) == len(photos) >= 2
+    assert not bad
+    for sample in samples:
+        assert sample.image.shape == (3, 56, 56)
+        assert sample.image.dtype == torch.float32
+        assert sample.mask.shape == (56, 56)
+        assert sample.mask.dtype == torch.bool
+        assert 0 < sample.mask.double().mean() < 0.6
+        assert photos.class_names[sample.label] in sample.name
+        for other in (sample.other, sample.void):
+            assert other is None or not (other & sample.mask).any()
+    assert len({sample.name for sample in samples}) == len(samples)
+
+
+def test_voc_has_a_sample_per_photo_and_class(voc):
+    photos = segmentation.voc(voc / "VOCdevkit" / "VOC2012", WHOLE)
+    found = [(sample.name, sample.label) for sample in photos]
+    assert found == [
+        ("2007_000001-dog", 11),
+        ("2007_000001-person", 14),
+        ("2007_000002-cat", 7),
+    ]
+    dog, person, cats = photos
+    assert dog.mask.equal(person.other)
+    assert cats.other is None
+    assert dog.void.any()
+    assert segmentation.VOC_CLASSES.index("tvmonitor") == 19
+
+
+def test_voc_has_a_sample_per_object_where_it_is_asked(voc):
+    photos = segmentation.voc(voc, WHOLE, instances=True)
+    assert [(sample.name, sample.label) for sample in photos][2:] == [
+        ("2007_000002-1-cat", 7),
+        ("2007_000002-2-cat", 7),
+    ]
+    assert photos[2].mask.equal(photos[3].other)
+
+
+def test_the_unclear_border_of_a_trimap_is_void(pets):
+    sample = segmentation.pet(pets, Preparation(40, 40, (0, 0, 0), (1, 1, 1)))[0]
+    assert (sample.mask.sum(), sample.void.sum()) == (400, 22**2 - 400)
+    assert sample.name == "Abyssinian_201-Abyssinian"
+
+
+def test_image_and_mask_are_cropped_alike(tmp_path):
+    for height, width in ((60, 90), (90, 60), (64, 64), (33, 257)):
+        picture = np.zeros((height, width, 3), np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        half = min(height, width) // 4
+        rows = slice(height // 2 - half, height // 2 + half // 2)
+        columns = slice(width // 2 - half, width // 2 + half // 3)
+        picture[rows, columns], mask[rows, columns] = 255, 7
+        bright = WHOLE.image(picture)[0] > 0.5
+        assert (bright != torch.from_numpy(WHOLE.codes(mask) == 7)).double().mean() < 0.02
+
+
+def test_a_preparation_is_torchvisions():
+    transforms = VGG16_Weights.IMAGENET1K_V1.transforms()
+    prepare = Preparation.of(transforms)
+    assert (prepare.resize, prepare.crop) == (256, 224)
+    ramp = np.linspace(0, 255, 300 * 400 * 3).reshape(300, 400, 3).astype(np.uint8)
+    theirs = transforms(Image.fromarray(ramp))
+    ours = prepare.image(ramp)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 0.03
+
+
+def test_codes_keep_their_numbers():
+    codes = DRAW.integers(0, 1000, (50, 70))
+    assert set(np.unique(PREPARE.codes(codes))) <= set(np.unique(codes))
+    assert WHOLE.codes(np.full((1, 1), 900))[0, 0] == 900
+    assert WHOLE.codes(np.zeros((1, 50_000), int)).shape == (32, 32)  # at once, not via 32×1.6M
+
+
+def test_bad_files_are_named_and_do_not_stop_a_run(voc):
+    root = voc / "VOCdevkit" / "VOC2012"
+    photos = segmentation.voc(voc, WHOLE)
+    image = root / "JPEGImages" / "2007_000001.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+    samples, bad = segmentation.readable(photos)
+    assert [sample.name for sample in samples] == ["2007_000002-cat"]
+    assert set(bad) == {0, 1}
+    assert all("2007_000001.jpg cannot be read" in words for words in bad.values())
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no photo at .*2007_000001\.jpg"):
+        photos[0]
+
+
+def test_a_mask_of_another_size_is_refused(own):
+    images, masks = own
+    Image.fromarray(np.zeros((41, 50), np.uint8)).save(masks / "cat.png")
+    photos = segmentation.folder(images, masks, WHOLE, {"dog": 1, "cat": 0})
+    with pytest.raises(ValueError, match=r"cat\.JPG has 50×40 pixels, its mask 50×41"):
+        photos[0]
+
+
+def test_an_object_that_the_crop_leaves_out_is_reported(own):
+    images, masks = own
+    mask = np.zeros((40, 50), np.uint8)
+    mask[:, :2] = 255
+    Image.fromarray(mask).save(masks / "cat.png")
+    photos = segmentation.folder(images, masks, PREPARE, {"dog": 1, "cat": 0})
+    samples, bad = segmentation.readable(photos)
+    assert len(samples) == 1
+    assert "cat-class 0: nothing of its object is left" in bad[0]
+
+
+def test_what_is_missing_is_said_in_words(voc, pets, own, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not hold VOC2012"):
+        segmentation.voc(tmp_path / "nowhere", WHOLE)
+    with pytest.raises(FileNotFoundError, match="is this split part of the data set"):
+        segmentation.voc(voc, WHOLE, split="test")
+    with pytest.raises(FileNotFoundError, match="does not hold oxford-iiit-pet"):
+        segmentation.pet(own[0], WHOLE)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        segmentation.folder(tmp_path / "gone", own[1], WHOLE, {})
+    with pytest.raises(ValueError, match="no photos in"):
+        segmentation.folder(voc, own[1], WHOLE, {})
+    with pytest.raises(ValueError, match=r"cat\.JPG has no label"):
+        segmentation.folder(*own, WHOLE, {"dog": 1})
+    (own[1] / "cat.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cat\.JPG has no mask in"):
+        segmentation.folder(*own, WHOLE, {"dog": 1, "cat": 0})
+
+
+def test_a_mask_with_colours_is_refused(voc):
+    path = voc / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000002.png"
+    Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match=r"2007_000002\.png holds colours \(RGB\)"):
+        segmentation.voc(voc, WHOLE)
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"2007_000002\.png cannot be read"):
+        segmentation.voc(voc, WHOLE)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="is the data set complete"):
+        segmentation.voc(voc, WHOLE)
+
+
+def test_sets_of_imagenet_classes_are_complete_and_true():
+    categories = VGG16_Weights.IMAGENET1K_V1.meta["categories"]
+    table = pd.read_csv(DATA / "imagenet_sets.csv")
+    for row in table.itertuples():
+        assert categories[row.imagenet] == row.name
+    for data_set in ("voc", "pet"):
+        sets = segmentation.imagenet_sets(data_set)
+        numbers = [number for found in sets.values() for number in found]
+        assert len(numbers) == len(set(numbers))  # no class stands for two
+        assert sum(map(len, sets.values())) == (table["data_set"] == data_set).sum()
+    voc = segmentation.imagenet_sets("voc")
+    assert set(segmentation.VOC_CLASSES) - set(voc) == {"person"}
+    assert (len(voc["dog"]), len(voc["cat"]), len(voc["bird"])) == (118, 5, 59)
+    with pytest.raises(ValueError, match="there are tables for voc, pet"):
+        segmentation.imagenet_sets("coco")
+
+
+def test_names_become_targets():
+    sets = segmentation.imagenet_sets("voc")
+    targets = segmentation.as_targets(["cow", "cat"], sets, 1000)
+    assert targets[0].nonzero().flatten().tolist() == [345]
+    assert targets[1].nonzero().flatten().tolist() == [281, 282, 283, 284, 285]
+    with pytest.raises(ValueError, match="'person' has no counterpart"):
+        segmentation.as_targets(["person"], sets, 1000)
+
+
+def test_void_pixels_count_in_no_metric(home):
+    wb = riba.load()
+    sample = wb.test[3]
+    void = torch.zeros_like(sample.mask)
+    void[:, :80] = True
+    marked = riba.datasets.Sample(
+        sample.image, sample.label, sample.mask & ~void, name="marked", void=void
+    )
+    table = riba.evaluate(wb, ["edges"], [sample, marked], ["allocation_area", "mass_accuracy"])
+    assert set(table["sample"]) == {sample.name, "marked"}
+    maps = riba.METHODS["edges"](wb, sample.image[None], [sample.label])
+    rows = table[(table["sample"] == "marked")].set_index(["metric", "mask"])["value"]
+    band = metrics.border_band(marked.mask[None])
+    for metric, measure in (
+        ("allocation_area", metrics.allocation_area),
+        ("mass_accuracy", metrics.mass_accuracy),
+    ):
+        strict = measure(maps, marked.mask[None], void[None]).item()
+        banded = measure(maps, marked.mask[None], void[None] | band).item()
+        assert rows[metric, "strict"] == pytest.approx(strict)
+        assert rows[metric, "banded"] == pytest.approx(banded)
+        plain = measure(maps, marked.mask[None]).item()
+        assert strict != pytest.approx(plain)
