@@ -30,7 +30,7 @@ def rule_bench(wb: Workbench, **settings: object) -> kit.Panel:
 
     @lru_cache(maxsize=kit.KEPT)
     def measure(scene: int) -> Information:
-        sample = wb.test[scene]
+        sample = kit.sample(wb, scene)
         iba = InformationBottleneck(wb.model, wb.layer, wb.statistics)
         return iba(sample.image[None], [sample.label])
 
@@ -49,7 +49,7 @@ def rule_bench(wb: Workbench, **settings: object) -> kit.Panel:
             tuned(upper, upper_strength, first, bias),
             above,
         )
-        image = wb.test[scene].image[None]
+        image = kit.sample(wb, scene).image[None]
         return relevance.descend_all(wb.model, wb.layer, image, measure(scene).nats, composite)
 
     def draw(
@@ -140,7 +140,7 @@ def rule_view(
     formulae: tuple[str, str],
 ) -> View:
     """Picture, pixel map, how many nats are left at every layer on the way down; the formulae."""
-    sample = wb.test[scene]
+    sample = kit.sample(wb, scene)
     totals = {name: [values[0].double().sum().item()] for name, values in below.items()}
     into, out = totals[wb.layer][0], totals["pixels"][0]
     tiles = [

@@ -28,7 +28,7 @@ def allocation(wb: Workbench, **settings: object) -> kit.Panel:
 
     @lru_cache(maxsize=kit.KEPT)
     def explain(scene: int, method: str) -> Tensor:
-        images, targets, masks = datasets.stack([wb.test[scene]])
+        images, targets, masks = datasets.stack([kit.sample(wb, scene)])
         return METHODS[method](wb, images, targets, masks=masks)
 
     def find(scene: int, methods: tuple[str, ...]) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def allocation(wb: Workbench, **settings: object) -> kit.Panel:
 
 def allocation_view(wb: Workbench, scene: int, maps: dict[str, Tensor], share: float) -> View:
     """Each map's most important pixels over the mask; and the allocation curves."""
-    sample = wb.test[scene]
+    sample = kit.sample(wb, scene)
     rgb, masks = wb.to_rgb(sample.image), sample.mask[None]
     budgets = torch.logspace(-2.5, 0, 40).tolist()
     area = masks.double().mean().item()

@@ -20,7 +20,7 @@ def resolution(wb: Workbench, **settings: object) -> kit.Panel:
     wb = kit.own(wb)
 
     def find(scene: int, layer: str) -> tuple[int, Tensor]:
-        sample, at = wb.test[scene], wb.at(layer)
+        sample, at = kit.sample(wb, scene), wb.at(layer)
         iba = InformationBottleneck(at.model, layer, at.statistics)
         information = iba(sample.image[None], [sample.label])
         stride = sample.image.shape[-1] // information.nats.shape[-1]
@@ -39,7 +39,7 @@ def resolution(wb: Workbench, **settings: object) -> kit.Panel:
 
 def resolution_view(wb: Workbench, scene: int, stride: int, bits: Tensor) -> View:
     """Picture, the best map that cells of this size allow, and IBA's, with rank accuracies."""
-    sample = wb.test[scene]
+    sample = kit.sample(wb, scene)
     best = metrics.best_at_stride(sample.mask[None], stride)
     score = [metrics.rank_accuracy(values, sample.mask[None]).item() for values in (best, bits)]
     return View(

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from html import escape
 
 import ipywidgets as widgets
@@ -52,7 +52,7 @@ KEYS = """const wait = setInterval(() => {
 """Keeps JupyterLab's shortcuts off our controls: an arrow would leave the cell, an x delete it."""
 SAVED, STILL = 3.0, SHOWN / WIDTH
 """Scales of a picture that is saved, and of the one that is left behind in the notebook."""
-PATIENCE = 0.08
+PATIENCE = 0.1
 """Seconds without a further change before work begins: a burst of changes is one."""
 SHOWN_AFTER = 0.7
 """Seconds of work after which its progress is shown."""
@@ -413,6 +413,12 @@ def own(wb: Workbench) -> Workbench:
     A panel works in the background, and hangs hooks into the network while a cell may be using it.
     """
     return replace(wb, model=frozen_copy(wb.model))
+
+
+@lru_cache(maxsize=64)
+def sample(wb: Workbench, scene: int) -> Sample:
+    """A test scene; drawn once, because drawing one takes as long as painting the panel."""
+    return wb.test[scene]
 
 
 def asked(wb: Workbench, sample: Sample, mark: tuple[float, float] | None = None) -> Picture:

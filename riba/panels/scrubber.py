@@ -35,7 +35,7 @@ def bottleneck(wb: Workbench, **settings: object) -> kit.Panel:
     wb = kit.own(wb)
 
     def find(scene: int, beta: float, steps: int, samples: int, sigma: float, layer: str) -> Course:
-        at, sample = wb.at(layer), wb.test[scene]
+        at, sample = wb.at(layer), kit.sample(wb, scene)
         image = sample.image[None]
         settings = {"beta": beta, "steps": steps, "samples": samples, "sigma": sigma}
         bottleneck = InformationBottleneck(at.model, layer, at.statistics, **settings)
@@ -44,7 +44,7 @@ def bottleneck(wb: Workbench, **settings: object) -> kit.Panel:
         return Course(at, image, information, tail, samples, sigma)
 
     def draw(course: Course, scene: int, step: int) -> View:
-        return scrubber_view(course, wb.test[scene].mask, step)
+        return scrubber_view(course, kit.sample(wb, scene).mask, step)
 
     controls = {
         "scene": scene_slider(),

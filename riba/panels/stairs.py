@@ -30,7 +30,7 @@ def descent(wb: Workbench, **settings: object) -> kit.Panel:
     wb = kit.own(wb)
 
     def asked(scene: int) -> tuple[Tensor, Tensor]:
-        sample = wb.test[scene]
+        sample = kit.sample(wb, scene)
         return sample.image[None], torch.tensor([sample.label])
 
     @lru_cache(maxsize=kit.KEPT)
@@ -93,7 +93,7 @@ def descent_view(
     wb: Workbench, scene: int, found: Descent, stairs: int, row: int, column: int
 ) -> View:
     """Picture, bits at the layer, relevance some layers down and at the pixels; one position."""
-    sample, unit, names = wb.test[scene], found.books.unit, list(found.below)
+    sample, unit, names = kit.sample(wb, scene), found.books.unit, list(found.below)
     height, width = sample.mask.shape
     place = min(stairs, len(names) - 1)
     between = plots.to_map(found.below[names[place]])[0]

@@ -41,7 +41,7 @@ def randomise(wb: Workbench, **settings: object) -> kit.Panel:
         if changed:
             model = trust.randomised(wb.model, changed, seed)
             statistics = trust.statistics_of(model, statistics, changed, reference)
-        sample = wb.test[scene]
+        sample = kit.sample(wb, scene)
         return trust.explain(model, statistics, sample.image[None], torch.tensor([sample.label]))
 
     def find(scene: int, count: int, alone: bool, seed: int) -> tuple[dict, dict, str]:
@@ -66,7 +66,7 @@ def randomise_view(
     wb: Workbench, scene: int, before: dict[str, Tensor], after: dict[str, Tensor], words: str
 ) -> View:
     """Maps of the trained network above those of the randomised one, and how well they agree."""
-    sample = wb.test[scene]
+    sample = kit.sample(wb, scene)
     above = [kit.asked(wb, sample)]
     below, agreed = [], {}
     for method, trained in before.items():
