@@ -14,7 +14,7 @@ NOTEBOOKS = (
     *("06_segmentation_evaluation", "07_can_we_trust_it"),
 )
 CURRENT, STALE, COMPUTING = "these settings", "former settings", "computing"
-SLACK = 2.5
+SLACK = 4.0
 """How much slower than our own limits a shared machine may be."""
 WATCH = """panel => {
     const badge = panel.querySelector('.riba-badge');
