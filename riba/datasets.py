@@ -143,7 +143,6 @@ def read_photo(path: Path | str) -> np.ndarray:
 
 
 def _upright(photo: Image.Image) -> np.ndarray:
-    photo.draft("RGB", (1024, 1024))  # JPEG decodes to a smaller size at once, where it is larger
     photo = ImageOps.exif_transpose(photo)
     if photo.mode.startswith("I"):  # 16 bits
         photo = photo.point(lambda value: value / 256).convert("L")

@@ -158,6 +158,13 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name]
 
 
+def names_through(model: nn.Module, layer: str) -> list[str]:
+    """:func:`layer_names` up to ``layer`` and what lies inside it."""
+    names = layer_names(model)
+    last = max(k for k, name in enumerate(names) if f"{name}.".startswith(f"{layer}."))
+    return names[: last + 1]
+
+
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
     """The module called ``layer``.
 

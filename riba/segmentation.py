@@ -281,14 +281,14 @@ def folder(
     photos = sorted(path for path in images.iterdir() if path.suffix.lower() in PICTURES)
     if not photos:
         raise ValueError(f"no photos in {images}: {', '.join(PICTURES)} are read")
+    by_name = {path.stem: path for path in sorted(masks.iterdir(), reverse=True)}  # first wins
     entries = []
     for photo in photos:
-        found = [path for path in sorted(masks.iterdir()) if path.stem == photo.stem]
-        if not found:
+        if photo.stem not in by_name:
             raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
         if photo.stem not in labels:
             raise ValueError(f"{photo.name} has no label: add {photo.stem!r} to labels")
-        entries.append(Entry(photo.stem, photo, found[0], labels[photo.stem], 1))
+        entries.append(Entry(photo.stem, photo, by_name[photo.stem], labels[photo.stem], 1))
     names = [f"class {number}" for number in range(max(labels.values()) + 1)]
     return Photos(entries, prepare, names, silhouette)
 
@@ -344,12 +344,23 @@ def palette(path: Path) -> np.ndarray:
     FileNotFoundError, ValueError
         There is no such file, it cannot be read, or it has colours in place of numbers.
     """
-    return _numbers(path, ("P", "L"))
+    if not path.is_file():
+        raise FileNotFoundError(f"no mask at {path}: is the data set complete?")
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("P", "L"):
+                raise ValueError(
+                    f"{path.name} holds colours ({picture.mode}), not the numbers of classes: "
+                    "take the data set's own file, not one that was converted"
+                )
+            return np.array(picture)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
 
 
 def trimap(path: Path) -> np.ndarray:
     """Codes of a trimap of Oxford-IIIT Pet: 1 is the animal, 2 background, 3 unclear."""
-    numbers = _numbers(path, ("P", "L"))
+    numbers = palette(path)
     codes = np.full_like(numbers, BACKGROUND)
     codes[numbers == 1], codes[numbers == 3] = 1, VOID
     return codes
@@ -358,21 +369,6 @@ def trimap(path: Path) -> np.ndarray:
 def silhouette(path: Path) -> np.ndarray:
     """Codes of a black-and-white mask: 1 where it is above 127."""
     return (datasets.read_photo(path).mean(2) > 127).astype(np.uint8)
-
-
-def _numbers(path: Path, modes: tuple[str, ...]) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"no mask at {path}: is the data set complete?")
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in modes:
-                raise ValueError(
-                    f"{path.name} holds colours ({picture.mode}), not the numbers of classes: "
-                    "take the data set's own file, not one that was converted"
-                )
-            return np.array(picture)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from riba import datasets, relevance
 from riba.bottleneck import InformationBottleneck
 from riba.joint import JointBottlenecks
-from riba.models import find_layer, fingerprint, layer_names
+from riba.models import find_layer, fingerprint, names_through
 from riba.relevance import frozen_copy
 from riba.statistics import FeatureStatistics
 
@@ -159,12 +159,9 @@ def statistics_of(
     Those of layers below all of them are carried over; the others are fitted to ``images()``,
     which may be few.
     """
-    names = layer_names(model)
     own = {}
     for layer, known in stats.items():
-        inside = [name for name in names if name == layer or name.startswith(f"{layer}.")]
-        below = set(names[: names.index(inside[-1]) + 1])
-        if below.isdisjoint(changed):
+        if set(names_through(model, layer)).isdisjoint(changed):
             own[layer] = carried_over(known, model)
         else:
             own[layer] = FeatureStatistics.fit(model, layer, images(), few=True)

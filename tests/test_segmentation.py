@@ -201,6 +201,16 @@ def test_a_mask_of_another_size_is_refused(own):
         photos[0]
 
 
+def test_a_large_photo_fits_its_mask(own):
+    images, masks = own
+    Image.fromarray(np.full((2400, 3000, 3), 90, np.uint8)).save(images / "cat.JPG")
+    mask = np.zeros((2400, 3000), np.uint8)
+    mask[1000:1400, 1200:1800] = 255
+    Image.fromarray(mask).save(masks / "cat.png")
+    photos = segmentation.folder(images, masks, WHOLE, {"dog": 1, "cat": 0})
+    assert photos[0].mask.sum() > 20
+
+
 def test_an_object_that_the_crop_leaves_out_is_reported(own):
     images, masks = own
     mask = np.zeros((40, 50), np.uint8)

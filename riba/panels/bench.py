@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from torch import Tensor, nn
 from zennit.core import Composite
 
-from riba import models, plots, relevance, rules
+from riba import models, plots, relevance, rules, trust
 from riba.bottleneck import Information, InformationBottleneck
 from riba.panels import kit
 from riba.panels.controls import choice, scene_slider, slider, tick
@@ -99,15 +99,10 @@ def upper_half(model: nn.Module, layer: str) -> list[str]:
 
     The weighted layer at the pixels, which has a rule of its own, is not counted.
     """
-    names = models.layer_names(model)
-    last = max(k for k, name in enumerate(names) if f"{name}.".startswith(f"{layer}."))
-    weighted = [
-        k
-        for k, name in enumerate(names[: last + 1])
-        if hasattr(model.get_submodule(name), "reset_parameters")
-    ]
-    body = weighted[1:]
-    return names[body[len(body) // 2] : last + 1]
+    names = models.names_through(model, layer)
+    weighted = set(trust.weighted_layers(model))
+    body = [name for name in names if name in weighted][1:]
+    return names[names.index(body[len(body) // 2]) :]
 
 
 def tuned(rule: str, strength: float, pixels: str | object, bias: bool) -> Composite:

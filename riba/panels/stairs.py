@@ -76,8 +76,8 @@ def descent(wb: Workbench, **settings: object) -> kit.Panel:
 
 def lower_stages(wb: Workbench) -> list[str]:
     """Layers that a descent from the workbench's own layer passes, that layer included."""
-    place = models.layer_names(wb.model).index
-    return [name for name in relevance.stages(wb.model) if place(name) <= place(wb.layer)]
+    passed = models.names_through(wb.model, wb.layer)
+    return [name for name in relevance.stages(wb.model) if name in passed]
 
 
 @dataclass(frozen=True)
