@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba import progress
-from riba.models import Cut, check_images, check_targets, class_logit, split
+from riba.models import Cut, check_images, check_targets, class_logit, device_of, split
 from riba.statistics import FeatureStatistics
 
 MIN_STD = 0.01
@@ -260,6 +261,9 @@ class InformationBottleneck:
     chunk
         Images that pass through the network together, ``samples`` copies of each; halved when
         GPU memory runs out.
+    precision
+        Of the passes through the layers above during the optimisation, as ``torch.bfloat16``
+        (autocast); information and loss stay in that of the weights. None: all of it does.
 
     Raises
     ------
@@ -281,6 +285,7 @@ class InformationBottleneck:
         seed: int = 0,
         *,
         chunk: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         if stats is None:
             raise ValueError(
@@ -288,7 +293,8 @@ class InformationBottleneck:
             )
         stats.check(model, layer)
         check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
-        self.model, self.layer, self.stats = model, layer, stats
+        self.model, self.layer, self.precision = model, layer, precision
+        self.stats = stats.to(device_of(model))
         self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
         self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
         self.chunk = chunk or max(1, COPIES // samples)
@@ -408,12 +414,14 @@ class InformationBottleneck:
 
     def _losses(self, given: _Given, alpha: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """Per image (B each): loss, cross-entropy, total nats, probability of the class."""
-        stats = self.stats.to(alpha.device)
+        stats = self.stats
         lambda_, nats = self.measure(given.r, alpha)
         std = stats.std.clamp(min=MIN_STD)
         z = restrict(given.r, lambda_, noise, stats.mean, std, stats.active).flatten(0, 1)
         copies = given.copies(self.samples)
-        log_p = log_probability(self._cut.tail(z, *copies.others), copies.targets)
+        with mixed(z, self.precision):
+            logits = self._cut.tail(z, *copies.others)
+        log_p = log_probability(logits.to(z), copies.targets)
         log_p = log_p.unflatten(0, (-1, self.samples))
         cross_entropy = -log_p.mean(1)
         loss = cross_entropy + self.beta * nats.mean((1, 2, 3))
@@ -482,6 +490,11 @@ def in_chunks(
             continue
         done = part.stop
     return tuple(torch.cat(rows) for rows in zip(*results, strict=True)), size
+
+
+def mixed(like: Tensor, precision: torch.dtype | None) -> AbstractContextManager:
+    """Within this context the network runs in ``precision`` on the device of ``like``."""
+    return torch.autocast(like.device.type, precision, enabled=precision is not None)
 
 
 def _drawn(seed: int, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from riba import progress, scenes
+from riba import files, progress, scenes
 from riba.models import DATA
 
 
@@ -30,9 +29,9 @@ class Sample:
     image
         3×H×W float, normalised as the network expects.
     label
-        Class number.
+        Class number; None where nobody has said what the image shows.
     mask
-        H×W bool, True on the object.
+        H×W bool, True on the object; None where there is none to judge by.
     other
         H×W bool, True on objects of other classes; None where there are none.
     name
@@ -42,8 +41,8 @@ class Sample:
     """
 
     image: Tensor
-    label: int
-    mask: Tensor
+    label: int | None
+    mask: Tensor | None
     other: Tensor | None = None
     name: str = ""
     void: Tensor | None = None
@@ -91,7 +90,7 @@ class Scenes(Sequence):
         masks = torch.from_numpy(scene.masks)
         others = [row for row in range(len(masks)) if row != self.target]
         return Sample(
-            image=normalise(scene.image),
+            image=SCENES.normalise(scene.image),
             label=scene.labels[self.target],
             mask=masks[self.target],
             other=masks[others].any(0) if others else None,
@@ -101,6 +100,30 @@ class Scenes(Sequence):
     def scene(self, index: int) -> scenes.Scene:
         """The scene itself, with its parts, other objects and background."""
         return scenes.draw(self.seeds[index], **self.variant)
+
+
+class Chosen(Sequence):
+    """Some samples of other sequences, in an order of their own; read when asked for.
+
+    Parameters
+    ----------
+    places
+        Of each sample: the sequence it is in, and its index there.
+    """
+
+    def __init__(self, places: Sequence[tuple[Sequence[Sample], int]]) -> None:
+        self.places = list(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int | slice | list[int]) -> Sample | Chosen:
+        if isinstance(index, slice):
+            return Chosen(self.places[index])
+        if isinstance(index, list):
+            return Chosen([self.places[place] for place in index])
+        samples, place = self.places[index]
+        return samples[place]
 
 
 # --- photos of one's own -------------------------------------------------------------------------
@@ -152,21 +175,77 @@ def _upright(photo: Image.Image) -> np.ndarray:
     return np.array(photo.convert("RGB"))
 
 
-def square(picture: np.ndarray, size: int = scenes.SIZE) -> np.ndarray:
-    """The middle square of an H×W×3 uint8 picture, resized to ``size`` × ``size``."""
-    return np.array(ImageOps.fit(Image.fromarray(picture), (size, size), Image.Resampling.BICUBIC))
+# --- as a network takes them ---------------------------------------------------------------------
 
 
-# --- as the bundled network takes them -----------------------------------------------------------
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become network input: a square from the middle, resized, normalised.
+
+    Attributes
+    ----------
+    resize, crop
+        The shorter side is resized to ``resize`` pixels, the middle ``crop`` × ``crop`` kept, as
+        torchvision's weights were evaluated; done in one step, so that a very wide picture takes
+        no memory.
+    mean, std
+        Of the normalisation, per colour.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, transforms: object) -> Preparation:
+        """From ``Weights.….transforms()`` of torchvision."""
+        size = transforms.resize_size[0], transforms.crop_size[0]
+        return cls(*size, tuple(transforms.mean), tuple(transforms.std))
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value a pixel can have after it, each 3×1×1."""
+        mean, std = self._moments()
+        return (0 - mean) / std, (1 - mean) / std
+
+    def square(self, picture: np.ndarray) -> np.ndarray:
+        """H×W×3 uint8 to crop×crop×3 uint8: what the network sees."""
+        return np.array(self._square(Image.fromarray(picture), Image.Resampling.BILINEAR))
+
+    def normalise(self, picture: np.ndarray) -> Tensor:
+        """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged."""
+        rgb = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255
+        mean, std = self._moments()
+        return (rgb - mean) / std
+
+    def image(self, picture: np.ndarray) -> Tensor:
+        """H×W×3 uint8 to 3×crop×crop float, normalised."""
+        return self.normalise(self.square(picture))
+
+    def codes(self, mask: np.ndarray) -> np.ndarray:
+        """H×W whole numbers to crop×crop; every pixel keeps the number of one below it."""
+        square = self._square(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
+        return np.array(square)
+
+    def to_rgb(self, image: Tensor) -> Tensor:
+        """Undo the normalisation: …×3×H×W to …×H×W×3 in 0–1, on the CPU."""
+        mean, std = self._moments()
+        return (image.cpu() * std + mean).clamp(0, 1).movedim(-3, -1)
+
+    def _moments(self) -> tuple[Tensor, ...]:
+        return tuple(torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+
+    def _square(self, picture: Image.Image, how: Image.Resampling) -> Image.Image:
+        side = min(picture.size) * self.crop / self.resize
+        left, top = ((length - side) / 2 for length in picture.size)
+        return picture.resize((self.crop, self.crop), how, (left, top, left + side, top + side))
+
 
 MEAN, STD = 0.5, 0.25
 """The bundled network takes (rgb − 0.5) / 0.25, for rgb in 0–1."""
-
-
-def normalise(image: np.ndarray) -> Tensor:
-    """An H×W×3 uint8 picture as a 3×H×W float tensor for the bundled network."""
-    rgb = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    return (rgb.float() / 255 - MEAN) / STD
+SCENES = Preparation(scenes.SIZE, scenes.SIZE, (MEAN,) * 3, (STD,) * 3)
+"""How pictures become input of the bundled network."""
 
 
 def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,9 +309,8 @@ def drawn(
         rows = list(progress.track(map(one, seeds), label, count))
     images, labels, masks = (np.stack(column) for column in zip(*rows, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
-    np.savez(part, images=images, labels=labels, masks=masks)
-    os.replace(part, path)
+    with files.whole(path) as part, part.open("wb") as file:
+        np.savez(file, images=images, labels=labels, masks=masks)
     return Drawn(images, labels, masks)
 
 

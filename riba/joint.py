@@ -25,9 +25,18 @@ from riba.bottleneck import (
     in_chunks,
     log_probability,
     measure,
+    mixed,
     restricted_moments,
 )
-from riba.models import Cut, check_images, check_targets, find_layer, split, watched
+from riba.models import (
+    Cut,
+    check_images,
+    check_targets,
+    device_of,
+    find_layer,
+    split,
+    watched,
+)
 from riba.statistics import FeatureStatistics
 
 
@@ -47,7 +56,7 @@ class JointBottlenecks:
         Of every layer; they name it.
     beta
         Weight of each layer's information against the cross-entropy.
-    steps, samples, lr, sigma, initial_alpha, seed, chunk
+    steps, samples, lr, sigma, initial_alpha, seed, chunk, precision
         As :class:`riba.bottleneck.InformationBottleneck`. Four copies do: the layers average.
 
     Raises
@@ -69,14 +78,16 @@ class JointBottlenecks:
         seed: int = 0,
         *,
         chunk: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
-        self.statistics = {stats.layer: stats for stats in statistics}
+        self.statistics = {stats.layer: stats.to(device_of(model)) for stats in statistics}
         if not statistics or len(self.statistics) < len(statistics):
             raise ValueError("joint bottlenecks need the statistics of one or more distinct layers")
         for layer, stats in self.statistics.items():
             stats.check(model, layer)
         check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
         self.model, self.beta, self.steps, self.samples = model, beta, steps, samples
+        self.precision = precision
         self.lr, self.sigma, self.initial_alpha, self.seed = lr, sigma, initial_alpha, seed
         self.chunk = chunk or max(1, COPIES // samples)
         self._cut: Cut | None = None
@@ -196,7 +207,8 @@ class JointBottlenecks:
                     handle = find_layer(self.model, layer).register_forward_hook(replace)
                     hooks.callback(handle.remove)
             copies = [other.repeat_interleave(self.samples, 0) for other in others]
-            logits = self._cut.tail(z, *copies)
+            with mixed(z, self.precision):
+                logits = self._cut.tail(z, *copies).to(z)
         log_p = log_probability(logits, targets.repeat_interleave(self.samples, 0))
         log_p = log_p.unflatten(0, (-1, self.samples))
         cross_entropy = -log_p.mean(1)
@@ -214,11 +226,11 @@ class JointBottlenecks:
         h: Tensor,
     ) -> Tensor:
         """A forward hook: the layer's features (B·S×C×h×w), with noise in the place of λ's rest."""
-        stats = self.statistics[layer].to(h.device)
+        stats = self.statistics[layer]
         std = stats.std.clamp(min=MIN_STD)
         copies = h.unflatten(0, (-1, self.samples))
         centre, spread = restricted_moments(copies, lambda_[:, None], stats.mean, std, stats.active)
-        return torch.addcmul(centre, spread, noise).flatten(0, 1)
+        return torch.addcmul(centre, spread, noise).flatten(0, 1).to(h.dtype)
 
     def _measure(self, layer: str, r: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         return measure(r, alpha, self.statistics[layer], self.sigma)

@@ -88,14 +88,16 @@ def _method(name: str) -> Callable[[Method], Method]:
             seed: int = 0,
             **parameters: object,
         ) -> Tensor:
+            given, images = images, images.to(wb.device)
             check_images(wb.model, images)
             with torch.no_grad():  # one image tells how many classes there are
                 logits = wb.model(images[:1]).expand(len(images), -1)
             targets = check_targets(targets, logits)
             if reads_masks:
-                return function(wb, images, targets, masks=masks, seed=seed, **parameters)
+                return function(wb, given, targets, masks=masks, seed=seed, **parameters)
             rows = zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
-            return torch.cat([function(wb, *row, seed=seed, **parameters).detach() for row in rows])
+            maps = [function(wb, *row, seed=seed, **parameters).detach() for row in rows]
+            return torch.cat(maps).to(given.device)
 
         METHODS[name] = checked
         return checked
@@ -320,7 +322,8 @@ def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
     """What a bottleneck with its default settings finds at ``layer``; the last few are kept."""
-    single = InformationBottleneck(wb.model, layer, _statistics(wb, layer), seed=seed)
+    settings = {"seed": seed, "precision": wb.precision}
+    single = InformationBottleneck(wb.model, layer, _statistics(wb, layer), **settings)
     return _once((wb, layer, seed), single, images, targets)
 
 
@@ -329,7 +332,7 @@ def joint_information(
 ) -> dict[str, Information]:
     """What joint bottlenecks at ``wb.depths`` find, the deepest first; the last few are kept."""
     statistics = [_statistics(wb, layer) for layer in wb.depths]
-    bottlenecks = JointBottlenecks(wb.model, statistics, seed=seed)
+    bottlenecks = JointBottlenecks(wb.model, statistics, seed=seed, precision=wb.precision)
     return _once((wb, wb.depths, seed), bottlenecks, images, targets)
 
 
@@ -355,7 +358,7 @@ def _once(
     return _found.remember(key, find(images, targets)) if result is None else result
 
 
-def _statistics(wb: Workbench, layer: str) -> FeatureStatistics:
+def _statistics(wb: Workbench, layer: str) -> FeatureStatistics | None:
     return wb.statistics if layer == wb.layer else _at(wb, layer).statistics
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -113,30 +115,86 @@ def _head(channels: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
+# --- networks of torchvision -----------------------------------------------------------------
+
+
+def torchvision_network(name: str, weights: Path | str | None = None) -> nn.Module:
+    """A VGG, ResNet or the like of torchvision, in evaluation mode.
+
+    Parameters
+    ----------
+    name
+        As ``torchvision.models`` calls it.
+    weights
+        The name of published weights, as ``"IMAGENET1K_V1"``, the default (torchvision's cache is
+        looked up, then the internet), or a file of weights: ``.safetensors``, or what
+        ``torch.save`` wrote, of which nothing but tensors is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file; or the published weights are neither cached nor to be had: says what to
+        download and where to put it.
+    ValueError
+        The file is unreadable, or holds the weights of another network.
+    """
+    published = {entry.name: entry for entry in get_model_weights(name)}
+    weights = next(iter(published)) if weights is None else weights
+    with torch.random.fork_rng(devices=[]):  # initial values are thrown away
+        model = get_model(name, weights=None)
+    if str(weights) not in published:
+        load_weights(model, weights)
+        return model.eval()
+    url = published[str(weights)].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    try:
+        state = published[str(weights)].get_state_dict(
+            check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"no weights of {name} here, and they could not be downloaded ({error}): get {url} "
+            f"and put it at {path}, or pass weights=FILE"
+        ) from error
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- weights ---------------------------------------------------------------------------------
+
+
 def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Load a ``.safetensors`` file into ``model``, or say in one sentence why not.
+    """Load a file of weights into ``model``, or say in one sentence why not.
+
+    ``.safetensors``, or what ``torch.save`` wrote, of which nothing but tensors is read.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is truncated, not safetensors, or holds the weights of another network.
+        The file is truncated, of another kind, or holds the weights of another network.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no weights at {path}: run `make model` to train the bundled network, "
-            "or pass the path of a .safetensors file"
+            f"no weights at {path}: check the path of the file (`make model` trains the bundled "
+            "network anew)"
         )
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): it is truncated or not such a file; "
-            "restore it or run `make model`"
+            f"{path} cannot be read as weights ({reason}): it is truncated or holds something "
+            "else; get it again"
         ) from error
-    except RuntimeError as error:
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds the weights of another network: {error}") from error
 
 
@@ -191,6 +249,11 @@ def near_matches(name: object, names: Iterable[str]) -> str:
 
 
 # --- what a network accepts ------------------------------------------------------------------
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network is; the CPU for one without weights."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:

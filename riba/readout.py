@@ -225,7 +225,7 @@ def train(
 
 
 def _batch(images: Tensor, rows: Tensor) -> Tensor:
-    return torch.stack([datasets.normalise(images[row].numpy()) for row in rows])
+    return torch.stack([datasets.SCENES.normalise(images[row].numpy()) for row in rows])
 
 
 def _loss(

@@ -1,4 +1,4 @@
-"""Photos with segmentation masks on disk: VOC 2012, Oxford-IIIT Pet, or a folder of your own.
+"""Photos on disk with segmentation masks: VOC 2012, Oxford-IIIT Pet, ImageNet-S, or your own.
 
 Every loader gives a sequence of :class:`riba.datasets.Sample`. Image and mask are cropped and
 resized alike; pixels that a data set calls unclear become ``void`` and count in no metric. Nothing
@@ -7,8 +7,11 @@ is downloaded: ``data/README.md`` says where each data set is to be had and how 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from riba import datasets, progress
-from riba.models import DATA
+from riba.datasets import Preparation
+from riba.models import DATA, near_matches
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -27,53 +31,9 @@ VOC_CLASSES = (
 )
 BACKGROUND, VOID = 0, 255
 """Codes in masks as VOC has them: nothing, and unclear."""
+IGNORED = 1000
+"""Code of unclear pixels in ImageNet-S, where 255 is a class."""
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-# --- from a picture to network input -------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How pictures become network input: a square from the middle, resized, normalised.
-
-    Attributes
-    ----------
-    resize, crop
-        The shorter side is resized to ``resize`` pixels, the middle ``crop`` × ``crop`` kept, as
-        torchvision's weights were evaluated; done in one step, so that a very wide picture takes
-        no memory.
-    mean, std
-        Of the normalisation, per colour.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, transforms: object) -> Preparation:
-        """From ``Weights.….transforms()`` of torchvision."""
-        size = transforms.resize_size[0], transforms.crop_size[0]
-        return cls(*size, tuple(transforms.mean), tuple(transforms.std))
-
-    def image(self, picture: np.ndarray) -> Tensor:
-        """H×W×3 uint8 to 3×crop×crop float, normalised."""
-        square = np.array(self._square(Image.fromarray(picture), Image.Resampling.BILINEAR))
-        rgb = torch.from_numpy(square).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (rgb - mean) / std
-
-    def codes(self, mask: np.ndarray) -> np.ndarray:
-        """H×W whole numbers to crop×crop; every pixel keeps the number of one below it."""
-        square = self._square(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-        return np.array(square)
-
-    def _square(self, picture: Image.Image, how: Image.Resampling) -> Image.Image:
-        side = min(picture.size) * self.crop / self.resize
-        left, top = ((length - side) / 2 for length in picture.size)
-        return picture.resize((self.crop, self.crop), how, (left, top, left + side, top + side))
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -88,18 +48,18 @@ class Entry:
     name
         As in the data set.
     image, mask
-        Their files.
+        Their files; a photo of one's own may have no mask.
     label
-        Class number.
+        Class number; None where nobody has said what the photo shows.
     code
         Number of the object's pixels in the mask.
     """
 
     name: str
     image: Path
-    mask: Path
-    label: int
-    code: int
+    mask: Path | None = None
+    label: int | None = None
+    code: int = 1
 
 
 class Photos(Sequence):
@@ -114,7 +74,9 @@ class Photos(Sequence):
     class_names
         Name of each class number.
     decode
-        From a mask file to H×W codes: 0 is background, 255 void, others are objects.
+        From a mask file to H×W codes: 0 is background, ``void`` unclear, others are objects.
+    data_set
+        Name of the table that maps its classes to ImageNet's (:func:`imagenet_sets`); empty: none.
     """
 
     def __init__(
@@ -123,30 +85,38 @@ class Photos(Sequence):
         prepare: Preparation,
         class_names: Sequence[str],
         decode: Callable[[Path], np.ndarray],
+        void: int = VOID,
+        data_set: str = "",
     ) -> None:
         self.entries, self.prepare = list(entries), prepare
-        self.class_names, self.decode = tuple(class_names), decode
+        self.class_names, self.decode, self.void = tuple(class_names), decode, void
+        self.data_set = data_set
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> datasets.Sample:
-        """The sample; ``other`` holds objects of other codes.
+    def __getitem__(self, index: int | slice) -> datasets.Sample | Photos:
+        """The sample; ``other`` holds objects of other codes. Of a slice, those photos.
 
         Raises
         ------
         FileNotFoundError, ValueError
             A file is missing, unreadable, or of another size than its mask; the sentence names it.
         """
+        if isinstance(index, slice):
+            return self._with(self.entries[index])
         entry = self.entries[index]
-        picture, codes = datasets.read_photo(entry.image), self.decode(entry.mask)
+        picture = datasets.read_photo(entry.image)
+        if entry.mask is None:
+            return datasets.Sample(self.prepare.image(picture), entry.label, None, name=entry.name)
+        codes = self.decode(entry.mask)
         if picture.shape[:2] != codes.shape:
             raise ValueError(
                 f"{entry.image.name} has {picture.shape[1]}×{picture.shape[0]} pixels, its mask "
                 f"{codes.shape[1]}×{codes.shape[0]}: they must agree"
             )
         codes = torch.from_numpy(self.prepare.codes(codes))
-        mask, void = codes == entry.code, codes == VOID
+        mask, void = codes == entry.code, codes == self.void
         other = (codes != BACKGROUND) & ~mask & ~void
         return datasets.Sample(
             image=self.prepare.image(picture),
@@ -156,6 +126,45 @@ class Photos(Sequence):
             name=f"{entry.name}-{self.class_names[entry.label]}",
             void=void if void.any() else None,
         )
+
+    def _with(self, entries: Iterable[Entry]) -> Photos:
+        kinds = self.prepare, self.class_names, self.decode, self.void, self.data_set
+        return Photos(entries, *kinds)
+
+    def spread(self, count: int) -> Photos:
+        """Up to ``count`` different photos, evenly spread over all; each once."""
+        once = list({entry.image: entry for entry in self.entries}.values())
+        step = max(1, len(once) / count)
+        return self._with(once[int(place * step)] for place in range(min(count, len(once))))
+
+    def digest(self) -> str:
+        """Changes with the photos' names and sizes in bytes, and with how they are prepared."""
+        facts = [[e.image.name, e.image.is_file() and e.image.stat().st_size] for e in self.entries]
+        text = json.dumps([facts, astuple(self.prepare)])
+        return f"photos-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def batches(photos: Photos, size: int = 32) -> Iterator[Tensor]:
+    """The photos alone as network input (B×3×H×W); what cannot be read is left out.
+
+    Warns
+    -----
+    UserWarning
+        At the end, of the photos that were left out.
+    """
+    images, bad = [], []
+    for entry in photos.entries:
+        try:
+            images.append(photos.prepare.image(datasets.read_photo(entry.image)))
+        except (OSError, ValueError) as error:
+            bad.append(str(error))
+        if len(images) == size:
+            yield torch.stack(images)
+            images = []
+    if images:
+        yield torch.stack(images)
+    if bad:
+        warnings.warn(f"{len(bad)} photos were left out: {'; '.join(bad)}", stacklevel=2)
 
 
 def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample], dict[int, str]]:
@@ -200,7 +209,9 @@ def voc(
     Raises
     ------
     FileNotFoundError
-        The folder does not hold VOC, or a listed photo has no mask; says what is missing.
+        The folder does not hold VOC; says what is missing.
+
+    A photo whose mask is missing or damaged has an entry all the same: reading it says so.
     """
     root = _below(root, "VOC2012", "ImageSets")
     listed = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
@@ -208,17 +219,28 @@ def voc(
     for name in progress.track(listed, "reading VOC's masks"):
         image = root / "JPEGImages" / f"{name}.jpg"
         classes = root / "SegmentationClass" / f"{name}.png"
-        shown = palette(classes)
-        if not instances:
-            for code in _objects(shown):
-                entries.append(Entry(name, image, classes, code - 1, code))
-            continue
         objects = root / "SegmentationObject" / f"{name}.png"
-        numbers = palette(objects)
-        for number in _objects(numbers):
-            label = int(np.bincount(shown[numbers == number]).argmax()) - 1
-            entries.append(Entry(f"{name}-{number}", image, objects, label, number))
-    return Photos(entries, prepare, VOC_CLASSES, palette)
+        masks = []
+        for path in (classes, objects) if instances else (classes,):
+            try:
+                masks.append(palette(path))
+            except (OSError, ValueError):  # whoever reads this entry is told what is wrong
+                entries.append(Entry(name, image, path, 0))
+                break
+        else:
+            entries += _of_voc(name, image, path, masks)
+    return Photos(entries, prepare, VOC_CLASSES, palette, data_set="voc")
+
+
+def _of_voc(name: str, image: Path, path: Path, masks: list[np.ndarray]) -> Iterator[Entry]:
+    """An entry for each class of one photo, or for each object where its numbers are there too."""
+    shown, *numbers = masks
+    if not numbers:
+        yield from (Entry(name, image, path, code - 1, code) for code in _objects(shown))
+        return
+    for number in _objects(numbers[0]):
+        label = int(np.bincount(shown[numbers[0] == number]).argmax()) - 1
+        yield Entry(f"{name}-{number}", image, path, label, number)
 
 
 def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photos:
@@ -252,7 +274,55 @@ def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photo
         for name, breed, *_ in rows
     ]
     class_names = [names.get(breed, f"breed {breed}") for breed in range(max(names) + 1)]
-    return Photos(entries, prepare, class_names, trimap)
+    return Photos(entries, prepare, class_names, trimap, data_set="pet")
+
+
+def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validation") -> Photos:
+    """ImageNet-S: photos of ImageNet with masks, of 50, 300 or 919 classes; labels are ImageNet's.
+
+    Gao et al., "Large-scale Unsupervised Semantic Segmentation", TPAMI 2022.
+
+    Parameters
+    ----------
+    root
+        ``ImageNetS50``, ``ImageNetS300`` or ``ImageNetS919``, or the folder above one of them.
+    split
+        ``"validation"`` or ``"train-semi"``; the masks lie in ``<split>-segmentation``.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder does not hold the data set, or not this split.
+    ValueError
+        It holds a class that the subset does not have.
+    """
+    root = Path(root)
+    places = [root, *(root / f"ImageNetS{count}" for count in (50, 300, 919))]
+    masks = [place / f"{split}-segmentation" for place in places if place.name in _SUBSETS]
+    found = next((place for place in masks if place.is_dir()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{root} does not hold ImageNet-S (no ImageNetS50, ImageNetS300 or ImageNetS919 with "
+            f"a folder {split}-segmentation): data/README.md says how it must lie"
+        )
+    table = pd.read_csv(DATA / "imagenet_classes.csv")
+    place = found.parent
+    codes = table[table[_SUBSETS[place.name]] > 0].set_index("wordnet")
+    entries = []
+    for mask in sorted(found.glob("*/*.png")):
+        wordnet = mask.parent.name
+        if wordnet not in codes.index:
+            raise ValueError(f"{place.name} has no class {wordnet}: is {mask.parent} its folder?")
+        row = codes.loc[wordnet]
+        image = place / split / wordnet / f"{mask.stem}.JPEG"
+        entries.append(
+            Entry(mask.stem, image, mask, int(row["imagenet"]), int(row[_SUBSETS[place.name]]))
+        )
+    return Photos(entries, prepare, table["name"], two_channels, IGNORED)
+
+
+_SUBSETS = {"ImageNetS50": "s50", "ImageNetS300": "s300", "ImageNetS919": "s919"}
+"""Folder of each subset of ImageNet-S, and the column that numbers its classes."""
 
 
 def folder(
@@ -278,12 +348,10 @@ def folder(
     for place in (images, masks):
         if not place.is_dir():
             raise FileNotFoundError(f"no folder {place}: check the path")
-    photos = sorted(path for path in images.iterdir() if path.suffix.lower() in PICTURES)
-    if not photos:
-        raise ValueError(f"no photos in {images}: {', '.join(PICTURES)} are read")
+    found = _pictures(images)
     by_name = {path.stem: path for path in sorted(masks.iterdir(), reverse=True)}  # first wins
     entries = []
-    for photo in photos:
+    for photo in found:
         if photo.stem not in by_name:
             raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
         if photo.stem not in labels:
@@ -291,6 +359,54 @@ def folder(
         entries.append(Entry(photo.stem, photo, by_name[photo.stem], labels[photo.stem], 1))
     names = [f"class {number}" for number in range(max(labels.values()) + 1)]
     return Photos(entries, prepare, names, silhouette)
+
+
+def unmasked(place: Path | str, prepare: Preparation, class_names: Sequence[str] = ()) -> Photos:
+    """One photo, or all photos of a folder, without masks: to be explained, not to be judged.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file or folder.
+    ValueError
+        There are no photos in the folder.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise FileNotFoundError(f"no photo and no folder at {place}: check the path")
+    found = _pictures(place) if place.is_dir() else [place]
+    return Photos([Entry(path.name, path) for path in found], prepare, class_names, silhouette)
+
+
+def splits(data: str, root: Path | str | None, prepare: Preparation) -> tuple[Photos, Photos]:
+    """Photos of ``"voc"``, ``"pet"`` or ``"imagenet-s"`` to explain, and others for statistics.
+
+    Raises
+    ------
+    ValueError
+        Unknown data set, or no folder was named.
+    FileNotFoundError
+        The folder does not hold it.
+    """
+    if data not in DATA_SETS:
+        near = near_matches(data, DATA_SETS)
+        raise ValueError(f"no data set {data!r}; {near}; or pass what riba.segmentation gives")
+    if root is None:
+        raise ValueError(f"where is {data}? pass root=FOLDER (data/README.md says how it must lie)")
+    read, shown, others = DATA_SETS[data]
+    photos = read(root, prepare, split=shown)
+    try:
+        return photos, read(root, prepare, split=others)
+    except FileNotFoundError:  # that half was not downloaded
+        return photos, photos
+
+
+DATA_SETS = {
+    "voc": (voc, "val", "train"),
+    "pet": (pet, "test", "trainval"),
+    "imagenet-s": (imagenet_s, "validation", "train-semi"),
+}
+"""Reader of each data set, the split to explain, and one for feature statistics."""
 
 
 # --- classes of an ImageNet network --------------------------------------------------------------
@@ -315,6 +431,17 @@ def imagenet_sets(data_set: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(numbers) for name, numbers in rows}
 
 
+def sets_of(photos: Photos) -> tuple[tuple[int, ...], ...] | None:
+    """ImageNet classes of each class of a data set, empty without a counterpart.
+
+    None where there is no table, and labels are meant as the network's own.
+    """
+    if not photos.data_set:
+        return None
+    sets = imagenet_sets(photos.data_set)
+    return tuple(sets.get(name, ()) for name in photos.class_names)
+
+
 def as_targets(names: Sequence[str], sets: dict[str, tuple[int, ...]], classes: int) -> Tensor:
     """Class names as targets of a network: B×classes bool, each row its set.
 
@@ -327,7 +454,7 @@ def as_targets(names: Sequence[str], sets: dict[str, tuple[int, ...]], classes: 
     """
     targets = torch.zeros(len(names), classes, dtype=torch.bool)
     for row, name in zip(targets, names, strict=True):
-        if name not in sets:
+        if not sets.get(name):
             raise ValueError(f"{name!r} has no counterpart in this network: leave its samples out")
         row[list(sets[name])] = True
     return targets
@@ -344,14 +471,18 @@ def palette(path: Path) -> np.ndarray:
     FileNotFoundError, ValueError
         There is no such file, it cannot be read, or it has colours in place of numbers.
     """
+    return _opened(path, ("P", "L"), "holds colours, not the numbers of classes")
+
+
+def _opened(path: Path, modes: Sequence[str], otherwise: str) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"no mask at {path}: is the data set complete?")
     try:
         with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
+            if picture.mode not in modes:
                 raise ValueError(
-                    f"{path.name} holds colours ({picture.mode}), not the numbers of classes: "
-                    "take the data set's own file, not one that was converted"
+                    f"{path.name} {otherwise} ({picture.mode}): take the data set's own file, not "
+                    "one that was converted"
                 )
             return np.array(picture)
     except (OSError, SyntaxError) as error:
@@ -366,6 +497,18 @@ def trimap(path: Path) -> np.ndarray:
     return codes
 
 
+def two_channels(path: Path) -> np.ndarray:
+    """Codes of a mask of ImageNet-S: R + 256·G; 0 is no class, 1000 unclear.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, it cannot be read, or it is not in colour.
+    """
+    red_green = _opened(path, ("RGB",), "is not in colour")[..., :2].astype(np.int32)
+    return red_green @ np.array([1, 256])
+
+
 def silhouette(path: Path) -> np.ndarray:
     """Codes of a black-and-white mask: 1 where it is above 127."""
     return (datasets.read_photo(path).mean(2) > 127).astype(np.uint8)
@@ -376,6 +519,13 @@ def silhouette(path: Path) -> np.ndarray:
 
 def _objects(codes: np.ndarray) -> list[int]:
     return [int(code) for code in np.unique(codes) if code not in (BACKGROUND, VOID)]
+
+
+def _pictures(place: Path) -> list[Path]:
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
+    if not found:
+        raise ValueError(f"no photos in {place}: {', '.join(PICTURES)} are read")
+    return found
 
 
 def _below(root: Path | str, name: str, holds: str) -> Path:

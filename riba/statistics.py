@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from riba import progress
-from riba.models import DATA, check_images, fingerprint, run_until
+from riba import files, progress
+from riba.models import DATA, check_images, device_of, fingerprint, run_until
 
 CACHE = DATA / "cache"
 BATCH = 32
@@ -127,7 +126,7 @@ class FeatureStatistics:
         images: Images | Callable[[], Images],
         *,
         dataset: str,
-        count: int,
+        count: int | None,
         size: int | tuple[int, int],
         folder: Path | str = CACHE,
     ) -> FeatureStatistics:
@@ -142,7 +141,8 @@ class FeatureStatistics:
         dataset
             Name of the images' source: whatever changes the images must change it.
         count, size
-            Number of images, and their height and width in pixels (an int: square).
+            Number of images (None: as many as there are, the data set's name tells which), and
+            their height and width in pixels (an int: square).
         folder
             Where the files lie.
 
@@ -185,12 +185,8 @@ class FeatureStatistics:
         data = safetensors.torch.save(
             tensors, {"facts": json.dumps(facts), "checksum": _checksum(tensors)}
         )
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with files.whole(path) as part:
             part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path | str) -> FeatureStatistics:
@@ -257,7 +253,7 @@ class FeatureStatistics:
         return {"mean": self.mean, "std": self.std, "active": self.active}
 
     def _require(self, wanted: dict[str, object], what: str) -> None:
-        wrong = [name for name in wanted if getattr(self, name) != wanted[name]]
+        wrong = [name for name in wanted if wanted[name] not in (None, getattr(self, name))]
         if wrong:
             found = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
             asked = ", ".join(f"{name} {wanted[name]!r}" for name in wrong)
@@ -297,7 +293,7 @@ def _merge(a: _Moments, b: _Moments) -> _Moments:
 
 
 def _batches(model: nn.Module, images: Images) -> Iterator[Tensor]:
-    device = next((p.device for p in model.parameters()), None)
+    device = device_of(model)
     for batch in images.split(BATCH) if isinstance(images, Tensor) else images:
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
         yield batch.to(device) if isinstance(batch, Tensor) else batch
@@ -317,8 +313,9 @@ def _features(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
 
 
 def _file_name(
-    layer: str, fingerprint: str, count: int, size: tuple[int, int], dataset: str
+    layer: str, fingerprint: str, count: int | None, size: tuple[int, int], dataset: str
 ) -> str:
+    count = "all" if count is None else count
     name = f"{dataset}-{layer}-{count}-{size[0]}x{size[1]}-{fingerprint}"
     return re.sub(r"[^\w.-]", "_", name) + ".safetensors"
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
-from riba import datasets, models, readout, scenes, workbench
+from riba import datasets, files, models, readout, scenes, workbench
 
 SEED = 0
 EPOCHS = 12
@@ -125,8 +125,8 @@ def keep(path: Path, parts: dict, epoch: int, seconds: float) -> None:
     """Write a checkpoint so that it is either whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**state, "epoch": epoch, "seconds": seconds}, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with files.whole(path) as part:
+        torch.save({**state, "epoch": epoch, "seconds": seconds}, part)
 
 
 def restore(path: Path, parts: dict) -> tuple[int, float]:

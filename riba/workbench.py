@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
-from riba import datasets, models, scenes
+from riba import datasets, models, scenes, segmentation
+from riba.datasets import Preparation, Sample
+from riba.segmentation import Photos
 from riba.statistics import FeatureStatistics
 
 REFERENCE_IMAGES = 1000
-"""Training scenes that the feature statistics are taken over."""
+"""Training scenes, or photos, that the feature statistics are taken over."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Ordinary images, for feature statistics of any layer.
+
+    Attributes
+    ----------
+    dataset
+        What they are called; whatever changes the images changes it.
+    size
+        Their height and width in pixels.
+    count
+        How many there are; None: as many as can be read.
+    batches
+        Gives them as batches (B×3×H×W), when asked.
+    """
+
+    dataset: str
+    size: int
+    count: int | None
+    batches: Callable[[], Iterable[Tensor]]
+
+    def statistics(self, model: nn.Module, layer: str) -> FeatureStatistics:
+        """From the cache on disk where it has them, else fitted and kept there."""
+        return FeatureStatistics.cached(
+            model, layer, self.batches, dataset=self.dataset, count=self.count, size=self.size
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,38 +59,127 @@ class Workbench:
     layer
         Name of the bottleneck layer.
     statistics
-        Feature statistics of that layer.
+        Feature statistics of that layer; None where there were no images to take them over.
     train, validation, test
         Sequences of :class:`riba.datasets.Sample`.
     class_names
-        Name of each class.
+        Name of each class of the network.
     depths
         Layers for methods with several bottlenecks, the deepest (``layer``) first.
     top
         The last layer with maps, for Grad-CAM.
     name
         The network's, as :func:`load` knows it.
+    prepare
+        How pictures become input of the network.
+    reference
+        Images to take the statistics of another layer over; None: there are none.
+    sets
+        Of each label of the data, its classes of the network; empty where it has no counterpart.
+        None: the labels are the network's classes.
+    label_names
+        Name of each label of the data.
+    precision
+        Of the passes through the network while a bottleneck is optimised, such as
+        ``torch.bfloat16``; None: that of the weights.
     """
 
     model: nn.Module
     layer: str
-    statistics: FeatureStatistics
-    train: datasets.Scenes
-    validation: datasets.Scenes
-    test: datasets.Scenes
+    statistics: FeatureStatistics | None
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    test: Sequence[Sample]
     class_names: tuple[str, ...]
     depths: tuple[str, ...]
     top: str
     name: str = "scenenet"
+    prepare: Preparation = datasets.SCENES
+    reference: Reference | None = None
+    sets: tuple[tuple[int, ...], ...] | None = None
+    label_names: tuple[str, ...] = scenes.CLASS_NAMES
+    precision: torch.dtype | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layer: str,
+        photos: Photos,
+        *,
+        reference: Photos | None = None,
+        class_names: Sequence[str] | None = None,
+        sets: Sequence[Sequence[int]] | None = None,
+        depths: Sequence[str] = (),
+        top: str | None = None,
+        name: str = "",
+        precision: torch.dtype | None = None,
+    ) -> Workbench:
+        """A network of your own, on photos of your own.
+
+        Parameters
+        ----------
+        model
+            Images (B×3×H×W) to logits (B×classes), in evaluation mode.
+        layer
+            Where the bottleneck sits.
+        photos
+            To be explained (``wb.test``), with the way they are prepared.
+        reference
+            Photos for the feature statistics, a thousand or more; by default ``photos``.
+        class_names
+            Name of each class of the network; by default the photos'.
+        sets
+            As in :class:`Workbench`.
+        depths
+            Layers for methods with several bottlenecks; those below ``layer`` are taken.
+        top
+            The last layer with maps; by default ``layer``.
+
+        Raises
+        ------
+        ValueError
+            No such layer, near matches listed; or :meth:`FeatureStatistics.fit` refuses.
+        """
+        for wanted in (layer, *depths, *filter(None, [top])):
+            models.find_layer(model, wanted)
+        reference = photos if reference is None else reference
+        images = photo_reference(reference) if len(reference) else None
+        return cls(
+            model=model,
+            layer=layer,
+            statistics=images and images.statistics(model, layer),
+            train=reference,
+            validation=reference,
+            test=photos,
+            class_names=tuple(class_names or photos.class_names),
+            depths=(layer, *_below(model, layer, depths)),
+            top=top or layer,
+            name=name,
+            prepare=photos.prepare,
+            reference=images,
+            sets=None if sets is None else tuple(map(tuple, sets)),
+            label_names=photos.class_names,
+            precision=precision,
+        )
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """The lowest and the highest value a pixel can have, as the network sees it."""
-        return (0 - datasets.MEAN) / datasets.STD, (1 - datasets.MEAN) / datasets.STD
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return models.device_of(self.model)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value a pixel can have, as the network sees it, each 3×1×1."""
+        return tuple(bound.to(self.device) for bound in self.prepare.bounds)
 
     def to_rgb(self, image: Tensor) -> Tensor:
         """Undo the normalisation: 3×H×W as the network sees it to H×W×3 in 0–1."""
-        return (image * datasets.STD + datasets.MEAN).clamp(0, 1).movedim(-3, -1)
+        return self.prepare.to_rgb(image)
+
+    def to(self, device: torch.device | str) -> Workbench:
+        """The same workbench with its network on another device, which moves there."""
+        return replace(self, model=self.model.to(device))
 
     def at(self, layer: str) -> Workbench:
         """The same workbench with the bottleneck at another layer.
@@ -66,15 +187,53 @@ class Workbench:
         Raises
         ------
         ValueError
-            No such layer; the message lists near matches.
+            No such layer, near matches listed; or there are no images to take statistics over.
         """
-        return load(self.name, layer=layer, model=self.model)
+        models.find_layer(self.model, layer)
+        if self.reference is None:
+            raise ValueError(NO_STATISTICS.format(layer))
+        known = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
+        return replace(
+            self,
+            layer=layer,
+            statistics=self.reference.statistics(self.model, layer),
+            depths=(layer, *_below(self.model, layer, known)),
+        )
+
+    def classes(self, label: int) -> tuple[int, ...]:
+        """Classes of the network that a label of the data stands for; may be empty."""
+        return (label,) if self.sets is None else self.sets[label]
+
+    def targets(self, labels: Sequence[int]) -> Tensor:
+        """What to explain for labels of the data: B class numbers, or B×classes bool for sets.
+
+        Raises
+        ------
+        ValueError
+            A label has no counterpart among the network's classes.
+        """
+        if self.sets is None:
+            return torch.as_tensor(labels)
+        return segmentation.as_targets(
+            [self.label_names[label] for label in labels],
+            dict(zip(self.label_names, self.sets, strict=True)),
+            len(self.class_names),
+        )
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Class probabilities, B×classes."""
-        models.check_images(self.model, images)
-        return self.model(images).softmax(dim=1)
+        """Class probabilities, B×classes, on the device of the images."""
+        there = images.to(self.device)
+        models.check_images(self.model, there)
+        return self.model(there).softmax(dim=1).to(images.device)
+
+
+NO_STATISTICS = (
+    "no images to take feature statistics of {} over: load the workbench with data=, "
+    "or pass photos to Workbench.of"
+)
+
+# --- networks by name ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,13 +250,17 @@ class Network:
         As in :class:`Workbench`; the first of the depths is the default layer.
     """
 
-    build: Callable[[Path | str], nn.Module]
+    build: Callable[[Path | str | None], nn.Module]
     weights: Path | None
     depths: tuple[str, ...]
     top: str
 
 
-NETWORKS = {
+def _of_torchvision(name: str, depths: Sequence[str], top: str) -> Network:
+    return Network(partial(models.torchvision_network, name), None, tuple(depths), top)
+
+
+SCENES = {
     "scenenet": Network(
         models.scenenet, models.SCENENET_WEIGHTS, models.SCENENET_DEPTHS, models.SCENENET_TOP
     ),
@@ -107,6 +270,30 @@ NETWORKS = {
 }
 """Networks of the procedural scenes, by name."""
 
+IMAGENET = {
+    name: _of_torchvision(name, (f"features.{conv}", *(f"features.{k}" for k in relus)), top)
+    for name, conv, relus, top in (
+        ("vgg11", 11, (9, 7, 4), "features.19"),
+        ("vgg11_bn", 16, (13, 10, 6), "features.27"),
+        ("vgg13", 15, (13, 11, 8), "features.23"),
+        ("vgg13_bn", 22, (19, 16, 12), "features.33"),
+        ("vgg16", 17, (15, 11, 8), "features.29"),
+        ("vgg16_bn", 25, (22, 16, 12), "features.42"),
+        ("vgg19", 19, (17, 11, 8), "features.35"),
+        ("vgg19_bn", 28, (25, 16, 12), "features.51"),
+    )
+} | {
+    name: _of_torchvision(name, ("layer2", "layer1", "relu"), "layer4")
+    for name in (
+        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
+    )
+}
+"""Networks of torchvision, by name. The layer is the published one for VGG16 (conv4_1, stride 8)
+and its like elsewhere; the depths mirror the bundled network's, and were not chosen on photos."""
+
+NETWORKS = SCENES | IMAGENET
+
 
 def load(
     name: str = "scenenet",
@@ -114,47 +301,69 @@ def load(
     layer: str | None = None,
     weights: Path | str | None = None,
     model: nn.Module | None = None,
+    data: str | Photos | None = None,
+    root: Path | str | None = None,
+    device: torch.device | str | None = None,
+    precision: torch.dtype | None = None,
 ) -> Workbench:
-    """The bundled workbench, ready to explain; statistics are fitted once and cached on disk.
+    """A workbench ready to explain; statistics are fitted once and cached on disk.
 
     Parameters
     ----------
     name
-        ``"scenenet"``, the bundled network on procedural scenes, or ``"small-resnet"``, which
-        needs ``weights`` of your own training.
+        ``"scenenet"``, the bundled network on procedural scenes; ``"small-resnet"``, which needs
+        ``weights`` of your own training; or a VGG or ResNet of torchvision (``"vgg16"``,
+        ``"resnet50"``, …; :data:`NETWORKS` has all). For another network: :meth:`Workbench.of`.
     layer
         Where the bottleneck sits; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
-        stride 2, 4, 4 and 8.
+        stride 2, 4, 4 and 8. VGG16's default is ``features.17``, ResNet's ``layer2``.
     weights
-        A ``.safetensors`` file in place of the bundled one.
+        A file of weights in place of the bundled ones or torchvision's; for a network of
+        torchvision also the name of published weights (``"IMAGENET1K_V1"`` is the default).
     model
         A network of the same kind to use as it is.
+    data, root
+        Photos for a network of torchvision: ``"voc"``, ``"pet"``, or ``"imagenet-s"``, and the
+        folder that holds them (``data/README.md``); or what :mod:`riba.segmentation` gives.
+        Without them nothing that needs feature statistics works.
+    device
+        Where to put the network: ``"cuda"``; by default it stays where it is.
+    precision
+        As in :class:`Workbench`.
 
     Raises
     ------
     ValueError
-        Unknown name or layer, or a network that is not bundled and no weights; the statistics
-        cached for it are of something else.
+        Unknown name, layer or data; a network that is not bundled and no weights; data for the
+        bundled network; the statistics cached for it are of something else.
     FileNotFoundError
-        The weights are missing.
+        The weights are missing, or the data.
     """
     if name not in NETWORKS:
-        raise ValueError(f"no workbench called {name!r}: choose one of {', '.join(NETWORKS)}")
+        near = models.near_matches(name, NETWORKS)
+        raise ValueError(f"no workbench called {name!r}; {near} (riba.workbench.NETWORKS has all)")
     network = NETWORKS[name]
+    if name in SCENES and data is not None:
+        raise ValueError(f"{name} knows drawn scenes only: for photos load a torchvision network")
     if model is None:  # in this memory format convolutions are a third faster on a CPU
         weights = weights or network.weights
-        if weights is None:
+        if weights is None and name == "small-resnet":
             raise ValueError(
                 f"{name} is not bundled: train it (`python -m riba.training {name} --out FILE`) "
                 "and pass weights=FILE"
             )
         model = network.build(weights).to(memory_format=torch.channels_last)
+    if device is not None:
+        model.to(device)
     layer = network.depths[0] if layer is None else layer
     models.find_layer(model, layer)
+    if name in IMAGENET:
+        return _on_photos(name, model, layer, data, root, precision)
+    reference = scene_reference()
     return Workbench(
         model=model,
         layer=layer,
-        statistics=scene_statistics(model, layer),
+        statistics=reference.statistics(model, layer),
         train=datasets.Scenes("train", 20_000),
         validation=datasets.Scenes("validation", 1000),
         test=datasets.Scenes("test", 1000),
@@ -162,25 +371,62 @@ def load(
         depths=(layer, *_below(model, layer, network.depths)),
         top=network.top,
         name=name,
+        reference=reference,
+        precision=precision,
     )
 
 
-def _below(model: nn.Module, layer: str, depths: tuple[str, ...]) -> list[str]:
+def _on_photos(
+    name: str,
+    model: nn.Module,
+    layer: str,
+    data: str | Photos | None,
+    root: Path | str | None,
+    precision: torch.dtype | None,
+) -> Workbench:
+    prepare, class_names = torchvision_input(name)
+    known = NETWORKS[name]
+    settings = {"depths": known.depths, "top": known.top, "name": name, "precision": precision}
+    settings["class_names"] = class_names
+    if data is None:
+        photos = Photos([], prepare, class_names, segmentation.silhouette)
+        return Workbench.of(model, layer, photos, **settings)
+    photos = reference = data
+    if not isinstance(data, Photos):
+        photos, reference = segmentation.splits(data, root, prepare)
+    sets = segmentation.sets_of(photos)
+    return Workbench.of(model, layer, photos, reference=reference, sets=sets, **settings)
+
+
+def torchvision_input(name: str) -> tuple[Preparation, tuple[str, ...]]:
+    """How pictures become input of a network of torchvision, and the names of its classes."""
+    weights = next(iter(get_model_weights(name)))
+    return Preparation.of(weights.transforms()), tuple(weights.meta["categories"])
+
+
+def _below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
     """Those of ``depths`` that lie below ``layer``."""
     order = models.layer_names(model).index
     return [name for name in depths if order(name) < order(layer)]
 
 
-def scene_statistics(model: nn.Module, layer: str) -> FeatureStatistics:
-    """Statistics of ``layer`` over the first training scenes, from the cache where it has them."""
+# --- images for the statistics -------------------------------------------------------------------
+
+
+def scene_reference() -> Reference:
+    """The first training scenes."""
     dataset = f"scenes-train-{datasets.drawing_code()}"
-    return FeatureStatistics.cached(
-        model, layer, reference_images, dataset=dataset, count=REFERENCE_IMAGES, size=scenes.SIZE
-    )
+    return Reference(dataset, scenes.SIZE, REFERENCE_IMAGES, reference_images)
 
 
 def reference_images() -> list[Tensor]:
     """The reference scenes as batches of network input."""
     pictures = datasets.drawn("train", REFERENCE_IMAGES).images
     batches = [pictures[row : row + 100] for row in range(0, len(pictures), 100)]
-    return [torch.stack([datasets.normalise(p) for p in rows]) for rows in batches]
+    return [torch.stack([datasets.SCENES.normalise(p) for p in rows]) for rows in batches]
+
+
+def photo_reference(photos: Photos) -> Reference:
+    """Up to a thousand photos, evenly spread over ``photos``."""
+    some = photos.spread(REFERENCE_IMAGES)
+    return Reference(some.digest(), photos.prepare.crop, None, partial(segmentation.batches, some))

@@ -8,7 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -21,7 +24,7 @@ from scipy.stats import wilcoxon
 
 import riba
 from riba import datasets, evaluation, metrics
-from riba.evaluation import evaluate
+from riba.evaluation import evaluate, workers
 from riba.models import DATA
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
@@ -434,6 +437,122 @@ def test_a_failing_block_leaves_the_others_results(wb, samples, tmp_path, calls,
     assert calls == [("oracle", 2)]
     assert before.items() <= parts(tmp_path).items()
     assert_frame_equal(again, evaluate(wb, CHEAP, samples))
+
+
+METHODS_TO_KILL = ["gradient", "grad-cam", "edges", "random", "lrp-epsilon-plus"]
+
+
+def kill_later(out, find_worker):
+    """Kill a worker once something has been written; in the background."""
+
+    def kill():
+        wait_until_there(2, out)
+        os.kill(find_worker(), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_worker_of_a_pool_is_killed(wb, tmp_path):
+    samples, out = datasets.Scenes("test", 24), tmp_path / "out"
+    out.mkdir()
+    ask = {"methods": METHODS_TO_KILL, "samples": samples, "batch": 2}
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        killer = kill_later(out, lambda: next(iter(pool._processes)))
+        with pytest.raises(RuntimeError, match="results are kept: mend it and start again"):
+            evaluate(wb, out=out, executor=pool, **ask)
+        killer.join()
+    survived = stamped(out)
+    assert 2 <= len(survived) < 12 * len(METHODS_TO_KILL)
+    again = evaluate(wb, out=out, **ask)
+    assert survived.items() <= stamped(out).items()
+    assert_frame_equal(again, evaluate(wb, **ask), rtol=1e-5)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".workbench")] == []
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Dask with two workers, each a process under a nanny that starts another if it dies."""
+    distributed = pytest.importorskip("distributed")
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as local, distributed.Client(local) as client:
+        client.run(torch.set_num_threads, 1)
+        yield client
+
+
+def test_dask_gives_the_same_table(wb, samples, cluster, tmp_path):
+    methods = ["gradient", "iba", "oracle"]
+    alone = evaluate(wb, methods, samples[:4], batch=2)
+    there = evaluate(wb, methods, samples[:4], executor=cluster.get_executor(), batch=2)
+    assert_frame_equal(there, alone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_worker_of_dask_is_killed(wb, cluster, tmp_path):
+    samples, out = datasets.Scenes("test", 24), tmp_path / "out"
+    out.mkdir()
+    ask = {"methods": METHODS_TO_KILL, "samples": samples, "batch": 2}
+    running = cluster.run(os.getpid)
+    killer = kill_later(out, lambda: next(iter(running.values())))
+    table = evaluate(wb, out=out, executor=cluster.get_executor(), **ask)
+    killer.join()
+    assert len(stamped(out)) == 12 * len(METHODS_TO_KILL)
+    assert_frame_equal(table, evaluate(wb, **ask), rtol=1e-5)
+
+
+def test_a_worker_that_does_not_reach_the_network_says_so(wb, tmp_path):
+    with workers.packed(wb, tmp_path) as there:
+        assert torch.equal(there.workbench().model.classifier[2].bias, wb.model.classifier[2].bias)
+        altered = dataclasses.replace(there, digest="0" * 64)
+        with pytest.raises(ValueError, match="is not the file that this run wrote"):
+            altered.workbench()
+    gone = dataclasses.replace(there, path=tmp_path / "gone.pt")
+    with pytest.raises(FileNotFoundError, match="choose as out= a folder that all machines share"):
+        gone.workbench()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_is_met_with_smaller_batches(wb, samples, calls, monkeypatch):
+    plain, tried = riba.METHODS["oracle"], []
+
+    def hungry(wb, images, targets, **settings):
+        tried.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(wb, images, targets, **settings)
+
+    whole = evaluate(wb, ["oracle", "edges"], samples[:5], batch=5)
+    monkeypatch.setitem(riba.METHODS, "oracle", hungry)
+    assert_frame_equal(evaluate(wb, ["oracle", "edges"], samples[:5], batch=5), whole)
+    assert tried == [5, 2, 2, 1]
+
+
+class Living(Sequence):
+    """Samples that are counted as long as somebody holds them."""
+
+    def __init__(self, samples):
+        self.samples, self.living, self.most = samples, weakref.WeakSet(), 0
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        image = self.samples[index].image.clone()
+        self.living.add(image)
+        self.most = max(self.most, len(self.living))
+        return dataclasses.replace(self.samples[index], image=image)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_samples_are_held_no_longer_than_needed(wb, monkeypatch, threads):
+    monkeypatch.setattr(workers, "AHEAD", 3)
+    held = Living([datasets.Scenes("test", 24)[index] for index in range(24)])
+    with ThreadPoolExecutor(2) as pool:
+        table = evaluate(wb, CHEAP, held, batch=2, executor=pool if threads else None)
+    assert table["sample"].nunique() == 24
+    assert held.most <= 2 * ((3 + 2 if threads else 1) + 1)
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from PIL import Image
 from riba import datasets
 
 DRAW = np.random.default_rng(0)
+SMALL = datasets.Preparation(32, 32, (0, 0, 0), (1, 1, 1))
 
 
 def saved(folder, name, array, mode=None, **options):
@@ -103,10 +104,10 @@ def test_the_middle_square_is_kept(height, width):
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     picture[top : top + side, left : left + side] = 50
-    shown = datasets.square(picture, 32)
+    shown = SMALL.square(picture)
     assert shown.shape == (32, 32, 3)
     assert np.abs(shown[4:-4, 4:-4].astype(int) - 50).max() <= 2
 
 
 def test_a_very_wide_photo_is_square_afterwards():
-    assert datasets.square(np.zeros((1, 500, 3), np.uint8), 32).shape == (32, 32, 3)
+    assert SMALL.square(np.zeros((1, 500, 3), np.uint8)).shape == (32, 32, 3)

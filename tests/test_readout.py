@@ -65,8 +65,8 @@ def test_training_lowers_the_loss_and_repeats_itself(wb):
     (bottleneck, losses), (again, others) = runs
     assert losses[1] < 0.9 * losses[0]
     assert losses == others
-    maps = bottleneck(datasets.normalise(drawn.images[0])[None])
-    assert torch.equal(maps, again(datasets.normalise(drawn.images[0])[None]))
+    maps = bottleneck(datasets.SCENES.normalise(drawn.images[0])[None])
+    assert torch.equal(maps, again(datasets.SCENES.normalise(drawn.images[0])[None]))
 
 
 def test_the_shipped_one_aims_like_the_optimised_and_costs_less_information(wb, batch):

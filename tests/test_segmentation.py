@@ -9,8 +9,9 @@ from torchvision.models import VGG16_Weights
 
 import riba
 from riba import metrics, segmentation
+from riba.datasets import Preparation
 from riba.models import DATA
-from riba.segmentation import VOID, Preparation
+from riba.segmentation import VOID
 
 PREPARE = Preparation(64, 56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 WHOLE = Preparation(32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -91,19 +92,40 @@ def own(tmp_path):
     return images, masks
 
 
-def everything(request, prepare):
-    voc_root, pet_root, (images, masks) = map(request.getfixturevalue, ("voc", "pets", "own"))
-    return {
-        "voc": segmentation.voc(voc_root, prepare),
-        "instances": segmentation.voc(voc_root, prepare, instances=True),
-        "pet": segmentation.pet(pet_root, prepare),
-        "folder": segmentation.folder(images, masks, prepare, {"dog": 1, "cat": 0}),
-    }
+@pytest.fixture
+def imagenet_s(tmp_path):
+    root = tmp_path / "imagenet-s" / "ImageNetS300"
+    for wordnet, name, code in (("n01440764", "val_1", 1), ("n13054560", "val_2", 300)):
+        for folder in ("validation", "validation-segmentation"):
+            (root / folder / wordnet).mkdir(parents=True)
+        Image.fromarray(colours(40, 50)).save(root / "validation" / wordnet / f"{name}.JPEG")
+        codes = np.zeros((40, 50), int)
+        codes[9:31, 9:31], codes[10:30, 10:30], codes[35:, :9] = 1000, code, 255
+        save_two_channels(root / "validation-segmentation" / wordnet / f"{name}.png", codes)
+    return root.parent
 
 
-@pytest.mark.parametrize("name", ["voc", "instances", "pet", "folder"])
+def save_two_channels(path, codes):
+    rgb = np.stack([codes % 256, codes // 256, np.zeros_like(codes)], axis=2)
+    Image.fromarray(rgb.astype(np.uint8)).save(path)
+
+
+LOADERS = ["voc", "instances", "pet", "folder", "imagenet-s"]
+
+
+def loaded(request, name, prepare):
+    fixtures = {"instances": "voc", "pet": "pets", "folder": "own", "imagenet-s": "imagenet_s"}
+    root = request.getfixturevalue(fixtures.get(name, name))
+    if name == "folder":
+        return segmentation.folder(*root, prepare, {"dog": 1, "cat": 0})
+    if name == "instances":
+        return segmentation.voc(root, prepare, instances=True)
+    return segmentation.DATA_SETS[name][0](root, prepare)
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_every_loader_gives_samples(request, name):
-    photos = everything(request, PREPARE)[name]
+    photos = loaded(request, name, PREPARE)
     samples, bad = segmentation.readable(photos)
     assert len(samples) == len(photos) >= 2
     assert not bad
@@ -117,6 +139,97 @@ def test_every_loader_gives_samples(request, name):
         for other in (sample.other, sample.void):
             assert other is None or not (other & sample.mask).any()
     assert len({sample.name for sample in samples}) == len(samples)
+
+
+def write_mask(name, entry, on):
+    """The mask of an entry in its data set's own way: its object where ``on`` says so."""
+    if name == "imagenet-s":
+        save_two_channels(entry.mask, on * entry.code)
+    elif name == "folder":
+        Image.fromarray(on.astype(np.uint8) * 255).save(entry.mask)
+    elif name == "pet":
+        Image.fromarray(np.where(on, 1, 2).astype(np.uint8)).save(entry.mask)
+    else:
+        save_palette(entry.mask, on * entry.code)
+
+
+def odd_picture(kind):
+    """H×W×3 with a bright object, where the object is, and how Pillow is to save it."""
+    height, width = {"one pixel": (1, 1), "very wide": (20, 3000)}.get(kind, (40, 60))
+    on = np.zeros((height, width), bool)
+    middle = slice(width // 2 - height // 4, width // 2 + height // 4 + 1)
+    on[height // 4 : height // 2 + 1, middle] = True
+    picture = np.where(on[..., None], 230, 20).astype(np.uint8).repeat(3, axis=2)
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise when shown
+        return np.rot90(picture), on, {"exif": exif}
+    return picture, on, {}
+
+
+@pytest.mark.parametrize("kind", ["grey", "cmyk", "rotated", "one pixel", "very wide"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_loader_reads_odd_pictures(request, name, kind):
+    photos = loaded(request, name, PREPARE)
+    picture, on, how = odd_picture(kind)
+    mode = {"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB")
+    Image.fromarray(picture).convert(mode).save(photos.entries[0].image, "JPEG", **how)
+    write_mask(name, photos.entries[0], on)
+    sample = photos[0]
+    assert sample.image.shape == (3, 56, 56)
+    assert torch.isfinite(sample.image).all()
+    bright = PREPARE.to_rgb(sample.image).mean(2)
+    assert bright[sample.mask].mean() > 0.75
+    assert kind == "one pixel" or bright[~sample.mask].mean() < 0.25
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("which", ["image", "mask"])
+def test_every_loader_names_a_damaged_file_and_goes_on(request, name, which):
+    photos = loaded(request, name, PREPARE)
+    path = getattr(photos.entries[0], which)
+    shared = [place for place, e in enumerate(photos.entries) if getattr(e, which) == path]
+    path.write_bytes(path.read_bytes()[:60])
+    samples, bad = segmentation.readable(photos)
+    assert len(samples) == len(photos) - len(shared) >= 1
+    assert list(bad) == shared
+    assert all(path.name in words for words in bad.values())
+    if which == "mask":  # a loader that reads masks to find objects goes on as well
+        assert len(segmentation.readable(loaded(request, name, PREPARE))[0]) == len(samples)
+
+
+def test_imagenet_s_counts_in_two_bytes(imagenet_s):
+    photos = segmentation.imagenet_s(imagenet_s, WHOLE)
+    assert [(sample.name, sample.label) for sample in photos] == [
+        ("val_1-tench", 0),
+        ("val_2-bolete", 997),
+    ]
+    for sample in photos:  # 1000 is unclear, 255 a class like any other
+        assert sample.mask.any()
+        assert sample.void.any()
+        assert sample.other.any()
+    again = segmentation.imagenet_s(imagenet_s / "ImageNetS300", WHOLE)
+    assert [sample.name for sample in again] == [sample.name for sample in photos]
+    other = imagenet_s / "ImageNetS300" / "validation-segmentation" / "n99999999"
+    other.mkdir()
+    save_two_channels(other / "val_3.png", np.zeros((5, 5), int))
+    with pytest.raises(ValueError, match="ImageNetS300 has no class n99999999"):
+        segmentation.imagenet_s(imagenet_s, WHOLE)
+    with pytest.raises(FileNotFoundError, match="does not hold ImageNet-S"):
+        segmentation.imagenet_s(imagenet_s, WHOLE, split="train-semi")
+
+
+def test_the_table_of_imagenet_is_torchvisions_and_complete():
+    table = pd.read_csv(DATA / "imagenet_classes.csv")
+    assert list(table["imagenet"]) == list(range(1000))
+    assert list(table["name"]) == VGG16_Weights.IMAGENET1K_V1.meta["categories"]
+    assert list(table["wordnet"]) == sorted(set(table["wordnet"]))
+    known = {"n01440764": "tench", "n02123597": "Siamese cat", "n13054560": "bolete"}
+    assert dict(zip(table["wordnet"], table["name"], strict=True)).items() >= known.items()
+    for count in (50, 300, 919):
+        codes = table.loc[table[f"s{count}"] > 0, f"s{count}"]
+        assert list(codes) == list(range(1, count + 1))
+        assert set(table.index[table["s50"] > 0]) <= set(codes.index)
 
 
 def test_voc_has_a_sample_per_photo_and_class(voc):
@@ -177,6 +290,52 @@ def test_codes_keep_their_numbers():
     assert set(np.unique(PREPARE.codes(codes))) <= set(np.unique(codes))
     assert WHOLE.codes(np.full((1, 1), 900))[0, 0] == 900
     assert WHOLE.codes(np.zeros((1, 50_000), int)).shape == (32, 32)  # at once, not via 32×1.6M
+
+
+def test_photos_without_masks_are_samples_too(own, tmp_path):
+    photos = segmentation.unmasked(own[0], WHOLE)
+    assert [(s.name, s.mask, s.label) for s in photos] == [
+        ("cat.JPG", None, None),
+        ("dog.JPG",) + (None,) * 2,
+    ]
+    alone = segmentation.unmasked(own[0] / "dog.JPG", WHOLE)
+    assert torch.equal(alone[0].image, photos[1].image)
+    with pytest.raises(FileNotFoundError, match="no photo and no folder at"):
+        segmentation.unmasked(tmp_path / "gone", WHOLE)
+
+
+def test_photos_are_spread_and_slices_are_photos(voc):
+    photos = segmentation.voc(voc, WHOLE)
+    assert [entry.name for entry in photos.spread(9).entries] == ["2007_000001", "2007_000002"]
+    assert len(photos.spread(1)) == 1
+    assert [sample.name for sample in photos[1:]] == [photos[1].name, photos[2].name]
+    before = photos.digest()
+    assert before == segmentation.voc(voc, WHOLE).digest()
+    assert before != segmentation.voc(voc, PREPARE).digest()
+    photos.entries[0].image.write_bytes(b"another")
+    assert before != photos.digest()
+
+
+def test_batches_leave_out_what_cannot_be_read(own):
+    photos = segmentation.unmasked(own[0], WHOLE)
+    (batch,) = segmentation.batches(photos)
+    assert torch.equal(batch, torch.stack([sample.image for sample in photos]))
+    one, two = segmentation.batches(photos, size=1)
+    assert torch.equal(torch.cat([one, two]), batch)
+    photos.entries[0].image.write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match=r"1 photos were left out: cat\.JPG is not a picture"):
+        assert len(next(iter(list(segmentation.batches(photos))))) == 1
+
+
+def test_splits_say_what_is_missing(voc, tmp_path):
+    shown, reference = segmentation.splits("voc", voc, WHOLE)
+    assert shown.digest() == reference.digest()  # no train.txt here
+    with pytest.raises(ValueError, match=r"no data set 'vocs'; near matches: voc"):
+        segmentation.splits("vocs", voc, WHOLE)
+    with pytest.raises(ValueError, match="where is voc"):
+        segmentation.splits("voc", None, WHOLE)
+    with pytest.raises(FileNotFoundError, match="does not hold VOC2012"):
+        segmentation.splits("voc", tmp_path / "gone", WHOLE)
 
 
 def test_bad_files_are_named_and_do_not_stop_a_run(voc):
@@ -243,14 +402,8 @@ def test_what_is_missing_is_said_in_words(voc, pets, own, tmp_path):
 def test_a_mask_with_colours_is_refused(voc):
     path = voc / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000002.png"
     Image.open(path).convert("RGB").save(path)
-    with pytest.raises(ValueError, match=r"2007_000002\.png holds colours \(RGB\)"):
-        segmentation.voc(voc, WHOLE)
-    path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"2007_000002\.png cannot be read"):
-        segmentation.voc(voc, WHOLE)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="is the data set complete"):
-        segmentation.voc(voc, WHOLE)
+    _, bad = segmentation.readable(segmentation.voc(voc, WHOLE))
+    assert "2007_000002.png holds colours, not the numbers of classes (RGB)" in bad[2]
 
 
 def test_sets_of_imagenet_classes_are_complete_and_true():

@@ -81,7 +81,7 @@ def test_predictions_are_probabilities_of_the_network(wb):
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda wb: riba.load("scennet"), "no workbench called 'scennet': choose one of scenenet"),
+        (lambda wb: riba.load("scennet"), "no workbench called 'scennet'; near matches: scenenet"),
         (
             lambda wb: riba.load(layer="features.41"),
             "no layer 'features.41'; near matches: features.4,",
@@ -241,7 +241,7 @@ def test_depths_go_down_from_the_layer(wb):
 def test_bounds_are_black_and_white(wb):
     for value, bound in zip((0, 255), wb.bounds, strict=True):
         picture = np.full((2, 2, 3), value, dtype=np.uint8)
-        assert torch.allclose(datasets.normalise(picture), torch.tensor(bound))
+        assert torch.allclose(wb.prepare.normalise(picture), bound)
 
 
 def test_a_residual_network_can_be_loaded(home, tmp_path):
@@ -256,5 +256,5 @@ def test_a_residual_network_can_be_loaded(home, tmp_path):
     assert cascade.shape == (1, 128, 128)
     with pytest.raises(ValueError, match="small-resnet is not bundled: train it"):
         riba.load("small-resnet")
-    with pytest.raises(ValueError, match="choose one of scenenet, small-resnet"):
+    with pytest.raises(ValueError, match=r"no workbench called .*near matches: resnet"):
         riba.load("resnet")

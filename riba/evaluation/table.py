@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from riba import datasets, metrics
+from riba import datasets, files, metrics, progress
+from riba.bottleneck import in_chunks
+from riba.evaluation.workers import Packed, packed, results
 from riba.methods import METHODS, find_method
 from riba.models import fingerprint, near_matches
 from riba.workbench import Workbench
@@ -29,6 +32,7 @@ CURVE = tuple(f"allocation@{fraction:g}" for fraction in FRACTIONS)
 CONTRAST = "two_object_contrast"
 METRICS = (*metrics.LOCALISATION, *CURVE, CONTRAST, *metrics.FAITHFULNESS)
 """Names of everything that can be measured."""
+EXPLAIN = ("label", "prediction")
 HEADLINE = ("allocation_area", "rank_accuracy", "mass_accuracy")
 BATCH = 8
 KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
@@ -47,8 +51,11 @@ def evaluate(
     executor: Executor | None = None,
     seed: int = 0,
     batch: int = BATCH,
+    explain: str = "label",
 ) -> pd.DataFrame:
     """Explain every sample by every method and measure every map.
+
+    Samples are read when their turn comes, so that memory does not grow with their number.
 
     Parameters
     ----------
@@ -57,18 +64,22 @@ def evaluate(
     methods, metrics
         Names out of :data:`riba.METHODS` and :data:`METRICS`.
     samples
-        With masks; ``two_object_contrast`` also needs ``other``. The class explained is the label.
+        With masks; ``two_object_contrast`` also needs ``other``. What cannot be read is left out,
+        with a warning at the end.
     out
         Folder for the results: each (method, few samples) is written as soon as it is measured, so
         that a run that was stopped anywhere goes on where it was. None keeps all in memory.
     executor
         Any ``concurrent.futures.Executor``: a process pool, or Dask's ``Client.get_executor()``;
-        threads of one process take turns. None is this process alone. Workers write to ``out``
-        themselves where they can.
+        threads of one process take turns. None is this process alone. Workers read the network
+        from ``out``, and write there, where they can reach it.
     seed
         Of whatever is random in the methods and metrics.
     batch
-        Samples explained together.
+        Samples explained together; halved where GPU memory runs out.
+    explain
+        ``"label"``, the class or set of classes that a sample's label stands for
+        (:meth:`Workbench.targets`), or ``"prediction"``, the class that the network sees first.
 
     Returns
     -------
@@ -80,10 +91,16 @@ def evaluate(
     Raises
     ------
     ValueError
-        Unknown method or metric (near matches listed), a sample without a name used twice, an
-        empty mask or one of another size than its image, or an ``out`` of other settings.
+        Unknown method or metric (near matches listed), a sample without a name used twice, no
+        mask, an empty one or one of another size than its image, a label that the network does
+        not know, or an ``out`` of other settings.
     RuntimeError
         Something went wrong in a worker; what was measured until then is kept in ``out``.
+
+    Warns
+    -----
+    UserWarning
+        Of the samples that could not be read.
     """
     for method in methods:
         find_method(method)
@@ -92,19 +109,26 @@ def evaluate(
     for what, names in (("methods", methods), ("metrics", metrics)):
         if not names:
             raise ValueError(f"no {what}: name at least one")
-    rows = [_identified(sample) for sample in samples]
-    _check_samples(samples, rows, metrics)
-    folder = None if out is None else _opened(Path(out), wb)
+    if explain not in EXPLAIN:
+        raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
+    samples, rows, bad = _read_once(wb, samples, metrics, explain)
+    folder = None if out is None else _opened(Path(out), wb, explain)
     done = _read(folder)
     done = done[done["seed"] == seed]
     blocks = list(_blocks(rows, methods, tuple(metrics), done, batch))
     frames = [done]
     total = sum(len(indices) * len(jobs) for indices, jobs in blocks)
-    with tqdm(total=total, desc="maps", unit="map", delay=2, leave=False) as bar:
-        for frame in _run(wb, samples, rows, blocks, seed, folder, executor):
+    tasks = (
+        _Task(samples[indices], [rows[i] for i in indices], jobs, seed, folder, explain)
+        for indices, jobs in blocks
+    )
+    with progress.counter("maps", total) as bar:
+        for frame in _run(wb, tasks, folder, executor):
             frames.append(frame)
             bar.update(frame["digest"].nunique())
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+    if bad:
+        warnings.warn(f"{len(bad)} samples were left out: {'; '.join(bad)}", stacklevel=2)
     return _asked_for(table, rows, methods, metrics)
 
 
@@ -133,6 +157,30 @@ def _find_metric(name: str) -> None:
         raise ValueError(f"no metric {name!r}; {near} (riba.evaluation.METRICS lists all)")
 
 
+def _read_once(
+    wb: Workbench, samples: Sequence[datasets.Sample], metrics: Sequence[str], explain: str
+) -> tuple[datasets.Chosen, list[dict], list[str]]:
+    """The samples that can be read, what a row says about each, and why others cannot."""
+    places, rows, bad, seen = [], [], [], set()
+    for place in progress.track(range(len(samples)), "reading samples"):
+        try:
+            sample = samples[place]
+        except (OSError, ValueError) as error:
+            bad.append(str(error))
+            continue
+        row = _identified(sample)
+        _check_sample(wb, sample, row["sample"], metrics, explain)
+        if row["digest"] in seen:
+            raise ValueError(f"sample {row['sample']} is in the list twice: pass it once")
+        seen.add(row["digest"])
+        places.append((samples, place))
+        rows.append(row)
+    if not rows:
+        reasons = f" ({'; '.join(bad)})" if bad else ""
+        raise ValueError(f"no samples to evaluate: pass at least one that can be read{reasons}")
+    return datasets.Chosen(places), rows, bad
+
+
 def _identified(sample: datasets.Sample) -> dict[str, object]:
     """What a row of the table says about its sample; the digest tells samples apart."""
     digest = hashlib.blake2b(digest_size=8)
@@ -144,30 +192,29 @@ def _identified(sample: datasets.Sample) -> dict[str, object]:
         "sample": sample.name or digest.hexdigest(),
         "label": sample.label,
         "digest": digest.hexdigest(),
-        "area": sample.mask.double().mean().item(),
+        "area": 0.0 if sample.mask is None else sample.mask.double().mean().item(),
     }
 
 
-def _check_samples(
-    samples: Sequence[datasets.Sample], rows: list[dict], metrics: Sequence[str]
+def _check_sample(
+    wb: Workbench, sample: datasets.Sample, name: str, metrics: Sequence[str], explain: str
 ) -> None:
-    if not rows:
-        raise ValueError("no samples to evaluate: pass at least one")
-    seen = set()
-    for sample, row in zip(samples, rows, strict=True):
-        name = row["sample"]
-        if sample.mask.shape != sample.image.shape[1:]:
-            raise ValueError(
-                f"sample {name}: mask {tuple(sample.mask.shape)} and image "
-                f"{tuple(sample.image.shape[1:])} differ in size: resize the mask"
-            )
-        if not sample.mask.any():
-            raise ValueError(f"sample {name}: its mask is empty, drop it first")
-        if CONTRAST in metrics and sample.other is None:
-            raise ValueError(f"sample {name} has one object only: {CONTRAST} needs two")
-        if row["digest"] in seen:
-            raise ValueError(f"sample {name} is in the list twice: pass it once")
-        seen.add(row["digest"])
+    if sample.mask is None:
+        raise ValueError(f"sample {name} has no mask: it can be explained, but not judged")
+    if sample.mask.shape != sample.image.shape[1:]:
+        raise ValueError(
+            f"sample {name}: mask {tuple(sample.mask.shape)} and image "
+            f"{tuple(sample.image.shape[1:])} differ in size: resize the mask"
+        )
+    if not sample.mask.any():
+        raise ValueError(f"sample {name}: its mask is empty, drop it first")
+    if CONTRAST in metrics and sample.other is None:
+        raise ValueError(f"sample {name} has one object only: {CONTRAST} needs two")
+    if explain == "label" and (sample.label is None or not wb.classes(sample.label)):
+        raise ValueError(
+            f"sample {name}: no class of the network stands for its label: take the samples that "
+            "riba.evaluation.select keeps, or explain='prediction'"
+        )
 
 
 def _blocks(
@@ -194,84 +241,84 @@ def _blocks(
                 yield indices[start : start + batch], jobs
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A few samples, to be explained by one method after the other."""
+
+    samples: Sequence[datasets.Sample]
+    rows: list[dict]
+    jobs: list[tuple[str, tuple[str, ...]]]
+    seed: int
+    folder: Path | None
+    explain: str
+
+    def read(self) -> _Task:
+        """With its samples in memory, for a worker who may not have the files."""
+        return replace(self, samples=list(self.samples))
+
+
 def _run(
-    wb: Workbench,
-    samples: Sequence[datasets.Sample],
-    rows: list[dict],
-    blocks: list[tuple[list[int], list]],
-    seed: int,
-    folder: Path | None,
-    executor: Executor | None,
+    wb: Workbench, tasks: Iterator[_Task], folder: Path | None, executor: Executor | None
 ) -> Iterator[pd.DataFrame]:
-    tasks = [
-        ([samples[i] for i in indices], [rows[i] for i in indices], jobs, seed, folder)
-        for indices, jobs in blocks
-    ]
     if executor is None:
         for task in tasks:
-            yield from _explain_block(wb, *task)
+            yield from _explain_block(wb, task)
         return
-    futures = [executor.submit(_explain_all, wb, *task) for task in tasks]
-    failures = []
-    try:
-        for future in as_completed(futures):
-            try:
-                frames = future.result()
-            except Exception as error:  # the other workers' results are kept all the same
-                failures.append(error)
-                continue
+    with ExitStack() as stack:
+        known = wb
+        if not isinstance(executor, ThreadPoolExecutor):
+            known = stack.enter_context(packed(wb, folder))
+        work = partial(_explain_all, known)
+        for frames in results(executor, work, (task.read() for task in tasks)):
             for frame in frames:
                 if folder and not _part(frame, folder).is_file():  # the worker could not reach it
                     _write(frame, folder)
                 yield frame
-    finally:
-        for future in futures:
-            future.cancel()
-    if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(futures)} blocks failed, the first with: {failures[0]}; the "
-            "others' results are kept: mend it and start again"
-        ) from failures[0]
 
 
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _explain_all(wb: Workbench, *task: object) -> list[pd.DataFrame]:
+def _explain_all(wb: Workbench | Packed, task: _Task) -> list[pd.DataFrame]:
     """A block in a worker. Threads of one process take turns: they would meet each other's hooks,
     and tracing a network changes the calls of all; PyTorch itself uses the other cores."""
     with _ONE_AT_A_TIME:
-        return list(_explain_block(wb, *task))
+        return list(_explain_block(wb.workbench() if isinstance(wb, Packed) else wb, task))
 
 
-def _explain_block(
-    wb: Workbench,
-    samples: list[datasets.Sample],
-    rows: list[dict],
-    jobs: list[tuple[str, tuple[str, ...]]],
-    seed: int,
-    folder: Path | None,
-) -> Iterator[pd.DataFrame]:
+def _explain_block(wb: Workbench, task: _Task) -> Iterator[pd.DataFrame]:
     """Explain a few samples by one method after the other; every method is written at once."""
-    images, labels, masks = datasets.stack(samples)
-    device = next(wb.model.parameters()).device
-    images, masks = images.to(device), masks.to(device)
+    samples, seed = list(task.samples), task.seed
+    images, masks = (
+        torch.stack([getattr(sample, name) for sample in samples]).to(wb.device)
+        for name in ("image", "mask")
+    )
+    if task.explain == "label":
+        targets = wb.targets([sample.label for sample in samples]).to(wb.device)
+    else:
+        targets = wb.predict(images).argmax(1)
     others = _filled([sample.other for sample in samples], masks)
     void = _filled([sample.void for sample in samples], masks)
     band = metrics.border_band(masks) | metrics.border_band(others)
     voids = {"strict": void, "banded": void | band}
-    for method, wanted in jobs:
-        maps = METHODS[method](wb, images, labels, masks=masks, seed=seed)
+    size = len(samples)
+    for method, wanted in task.jobs:
+
+        def maps_of(part: slice, method: str = method) -> tuple[Tensor]:
+            inputs = {"masks": masks[part], "seed": seed}
+            return (METHODS[method](wb, images[part], targets[part], **inputs),)
+
+        (maps,), size = in_chunks(maps_of, len(samples), size)
         frame = pd.DataFrame(
             [
                 {**row, "method": method, "seed": seed, "metric": name, "mask": mask, "value": v}
                 for (name, mask), values in _measure(
-                    wb, wanted, maps, images, labels, masks, others, voids, seed
+                    wb, wanted, maps, images, targets, masks, others, voids, seed
                 ).items()
-                for row, v in zip(rows, values.tolist(), strict=True)
+                for row, v in zip(task.rows, values.tolist(), strict=True)
             ]
         )
-        _write(frame, folder)
+        _write(frame, task.folder)
         yield frame
 
 
@@ -289,7 +336,7 @@ def _measure(
     wanted: Sequence[str],
     maps: Tensor,
     images: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     masks: Tensor,
     others: Tensor,
     voids: dict[str, Tensor],
@@ -299,7 +346,7 @@ def _measure(
     measured = {}
     for name in wanted:
         if name in metrics.FAITHFULNESS:
-            value = metrics.FAITHFULNESS[name](wb.model, images, labels, maps, seed=seed)
+            value = metrics.FAITHFULNESS[name](wb.model, images, targets, maps, seed=seed)
             measured[name, "none"] = value
     localised = [name for name in wanted if name not in metrics.FAITHFULNESS]
     for mask, void in voids.items():
@@ -345,14 +392,16 @@ def _with_gaps(values: Tensor, rows: Tensor) -> Tensor:
 # --- the folder of results -----------------------------------------------------------------------
 
 
-def _opened(folder: Path, wb: Workbench) -> Path:
+def _opened(folder: Path, wb: Workbench, explain: str) -> Path:
     """The folder, new or of these very settings."""
     settings = {
         "model": fingerprint(wb.model),
         "layer": wb.layer,
         "depths": list(wb.depths),
-        "statistics": [wb.statistics.dataset, wb.statistics.count],
+        "statistics": wb.statistics and [wb.statistics.dataset, wb.statistics.count],
         "band": metrics.localisation.BAND,
+        "explain": explain,
+        "precision": wb.precision and str(wb.precision),
     }
     path = folder / "settings.json"
     if path.is_file():
@@ -369,7 +418,8 @@ def _opened(folder: Path, wb: Workbench) -> Path:
         raise ValueError(
             f"{folder} is not empty and holds no results of an evaluation: choose another folder"
         )
-    _atomically(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
+    with files.whole(path) as part:
+        part.write_text(json.dumps(settings, indent=1) + "\n")
     return folder
 
 
@@ -387,19 +437,11 @@ def _read(folder: Path | None) -> pd.DataFrame:
 def _write(frame: pd.DataFrame, folder: Path | None) -> None:
     """One part, whole or not at all."""
     if folder is not None and folder.is_dir():
-        _atomically(_part(frame, folder), lambda part: frame.to_parquet(part, index=False))
+        with files.whole(_part(frame, folder)) as part:
+            frame.to_parquet(part, index=False)
 
 
 def _part(frame: pd.DataFrame, folder: Path) -> Path:
     """Where a part lies: its name is made of the keys of its rows."""
     keys = frame[KEYS].astype(str).agg("|".join, axis=1)
     return folder / f"part-{hashlib.sha256(chr(10).join(keys).encode()).hexdigest()[:20]}.parquet"
-
-
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

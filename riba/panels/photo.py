@@ -107,8 +107,7 @@ def picture(wb: Workbench, scene: int, two: bool, photo: str) -> tuple[Tensor, T
     """Image (3×H×W) and mask of a photo, where there is one, else of a test scene."""
     if photo.strip():
         path = Path(photo.strip()).expanduser()
-        shown = datasets.square(datasets.read_photo(path), wb.test[0].mask.shape[-1])
-        return datasets.normalise(shown), None
+        return wb.prepare.image(datasets.read_photo(path)), None
     sample = _scenes(wb, two)[scene]
     return sample.image, sample.mask
 
