@@ -1,6 +1,17 @@
 """riba: Relevance-IBA, information-bottleneck attribution handed down to the pixels by LRP."""
 
-from riba import checks, datasets, evaluation, metrics, models, relevance, rules, scenes, trust
+from riba import (
+    checks,
+    datasets,
+    evaluation,
+    metrics,
+    models,
+    relevance,
+    rules,
+    scenes,
+    segmentation,
+    trust,
+)
 from riba.bottleneck import Information, InformationBottleneck
 from riba.evaluation import evaluate
 from riba.input_iba import InputIBA, InputInformation
@@ -34,5 +45,6 @@ __all__ = [
     "relevance",
     "rules",
     "scenes",
+    "segmentation",
     "trust",
 ]

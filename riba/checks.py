@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 from zennit.rules import Epsilon, ZPlus
 
-from riba import bottleneck, metrics, relevance, rules
+from riba import bottleneck, metrics, models, relevance, rules, segmentation
 
 
 @dataclass(frozen=True)
@@ -258,6 +258,29 @@ def middle(function: Callable[[Tensor], object]) -> Verdict:
 
     cases = [(_random(6, 10, 3),), (_random(9, 5, 3, seed=1),), (_random(4, 4, 3, seed=2),)]
     return _compare(function, cases, crop, "what lies outside, the network never sees")
+
+
+def set_logit(function: Callable[[Tensor, list[int]], object]) -> Verdict:
+    """Notebook 09: the logit of a set of classes, for B×classes logits."""
+
+    def explained(logits: Tensor, members: list[int]) -> Tensor:
+        inside = torch.zeros(logits.shape, dtype=torch.bool)
+        inside[:, members] = True
+        return models.class_logit(logits, inside)
+
+    cases = [(4 * _random(3, 6, seed=s), members) for s, members in enumerate(([0, 4], [2]))]
+    return _compare(function, cases, explained, "a set of one is the class itself")
+
+
+def class_numbers(function: Callable[[Tensor], object]) -> Verdict:
+    """Notebook 09: class numbers of a mask of ImageNet-S, R + 256 · G, for H×W×3 bytes."""
+    cases = [((256 * _random(4, 5, 3, seed=s)).to(torch.uint8),) for s in range(2)]
+    return _compare(
+        function,
+        cases,
+        lambda rgb: segmentation.numbers_of(rgb.numpy()),
+        "bytes added as bytes would start again at 256",
+    )
 
 
 def _dense(weight: Tensor) -> nn.Linear:

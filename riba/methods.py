@@ -54,6 +54,9 @@ Method = Callable[..., Tensor]
 METHODS: dict[str, Method] = {}
 """Methods and controls by name."""
 
+UNITS = {"iba": "bits", "readout": "bits", "relevance": "nats", "lrp": "logits"}
+"""Unit of a map by the first word of its method; the others have none."""
+
 AT_ONCE = 32
 """Images that pass through the network together."""
 
@@ -70,6 +73,11 @@ def find_method(name: str) -> Method:
         near = near_matches(name, METHODS)
         raise ValueError(f"no method {name!r}; {near} (riba.METHODS lists all)")
     return METHODS[name]
+
+
+def unit(method: str) -> str:
+    """Of a method's map; empty where it has none."""
+    return UNITS.get(method.split("-")[0], "")
 
 
 def _method(name: str) -> Callable[[Method], Method]:

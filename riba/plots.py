@@ -99,12 +99,19 @@ def show_ledger(ax: Axes, below: Mapping[str, Tensor], unit: str = "nats") -> No
 def overlay(
     rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, opacity: float = 0.7
 ) -> np.ndarray:
-    """A map laid over a picture (H×W×3 in 0–1): colour where it is high, grey picture elsewhere."""
+    """A map laid over a picture (H×W×3 in 0–1): colour where it is large, grey elsewhere."""
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6 + 0.2
-    strength = np.clip(np.asarray(values) / upper_limit(values), 0, 1)
-    colour = plt.get_cmap(UNSIGNED)(strength)[..., :3]
+    strength = np.clip(np.abs(np.asarray(values)) / upper_limit(values), 0, 1)
     weight = opacity * np.sqrt(strength)[..., None]
-    return (1 - weight) * grey + weight * colour
+    return (1 - weight) * grey + weight * in_colour(values)
+
+
+def in_colour(values: Tensor | np.ndarray) -> np.ndarray:
+    """An H×W map as H×W×3 colours in 0–1, on its own scale: diverging where a value is negative."""
+    share = np.clip(np.asarray(values) / upper_limit(values), -1, 1)
+    if share.min() < 0:
+        return plt.get_cmap(SIGNED)((share + 1) / 2)[..., :3]
+    return plt.get_cmap(UNSIGNED)(share)[..., :3]
 
 
 def show_hits(

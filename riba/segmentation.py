@@ -505,8 +505,12 @@ def two_channels(path: Path) -> np.ndarray:
     FileNotFoundError, ValueError
         There is no such file, it cannot be read, or it is not in colour.
     """
-    red_green = _opened(path, ("RGB",), "is not in colour")[..., :2].astype(np.int32)
-    return red_green @ np.array([1, 256])
+    return numbers_of(_opened(path, ("RGB",), "is not in colour"))
+
+
+def numbers_of(rgb: np.ndarray) -> np.ndarray:
+    """R + 256·G of an H×W×3 uint8 picture: class numbers, H×W."""
+    return rgb[..., :2].astype(np.int32) @ np.array([1, 256])
 
 
 def silhouette(path: Path) -> np.ndarray:

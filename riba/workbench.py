@@ -204,7 +204,7 @@ class Workbench:
         """Classes of the network that a label of the data stands for; may be empty."""
         return (label,) if self.sets is None else self.sets[label]
 
-    def targets(self, labels: Sequence[int]) -> Tensor:
+    def targets(self, labels: Sequence[int] | Tensor) -> Tensor:
         """What to explain for labels of the data: B class numbers, or B×classes bool for sets.
 
         Raises

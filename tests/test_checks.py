@@ -204,6 +204,19 @@ TABLE = {
         lambda picture: picture[: min(picture.shape[:2]), : min(picture.shape[:2])],
         lambda picture: picture[-min(picture.shape[:2]) :, -min(picture.shape[:2]) :],
     ),
+    "set_logit": (
+        lambda logits, members: logits[:, members].double().exp().sum(1).log(),
+        lambda logits, members: logits[:, members].sum(1),
+        lambda logits, members: logits[:, members].amax(1),
+        lambda logits, members: logits[:, members].exp().sum(1),
+        lambda logits, members: logits.logsumexp(1),
+    ),
+    "class_numbers": (
+        lambda rgb: [[int(r) + 256 * int(g) for r, g, _ in row] for row in rgb.tolist()],
+        lambda rgb: rgb[..., 0] + 256 * rgb[..., 1],
+        lambda rgb: rgb[..., 1].long() + 256 * rgb[..., 0],
+        lambda rgb: rgb.long() @ torch.tensor([1, 256, 65536]),
+    ),
     "spread": (
         spread,
         lambda nats, features: nats,

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, vgg16
 
+from riba import models
 from riba.models import (
     SCENENET_LAYER,
     check_images,
@@ -282,3 +283,19 @@ def test_fingerprint_changes_with_any_weight_or_name(net):
     with torch.no_grad():
         net.features[0].weight[0, 0, 0, 0] += 1e-3
     assert fingerprint(net) != before
+
+
+def test_a_kept_fingerprint_notices_what_was_written(monkeypatch):
+    model = scenenet()
+    first = fingerprint(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "_hashed", None)  # not computed again
+        assert fingerprint(model) == first
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight[0, 0] += 1
+    second = fingerprint(model)
+    weight.data[0, 0] += 1  # PyTorch does not count this
+    third = fingerprint(model)
+    weight.data = weight.data + 1
+    assert len({first, second, third, fingerprint(model)}) == 4

@@ -688,7 +688,7 @@ def test_randomised_weights_are_those_of_the_package(wb):
 
 def test_the_explorer_shows_what_methods_say(wb):
     panel = panels.explorer(wb, scene=4, two=True, label="cup", methods=("edges", "relevance-iba"))
-    found = panel._find(4, True, "", "cup", ("edges", "relevance-iba"))
+    found = panel._find(4, "", "cup", ("edges", "relevance-iba"), two=True)
     sample = riba.datasets.Scenes("test", 10, others=1)[4]
     assert found.image.equal(sample.image)
     assert found.label == wb.class_names.index("cup")
@@ -708,7 +708,7 @@ def test_the_explorer_shows_what_methods_say(wb):
      ("readout-iba", "bits"), ("input-iba", ""), ("edges", "")],
 )  # fmt: skip
 def test_units_are_those_of_the_methods(method, unit):
-    assert photo.unit(method) == unit
+    assert methods.unit(method) == unit
     if unit:
         assert unit in inspect.getdoc(METHODS[method]).lower()
 
@@ -723,6 +723,45 @@ def test_a_thumbnail_chooses_its_scene(wb, runs, unpainted):
     others = {w.description for w in everything(panel.widget) if isinstance(w, widgets.Button)}
     assert len(names) == len(others)
     assert len(others - names) > 2
+
+
+def test_the_explorer_and_the_others_take_photos_with_labels_of_their_own(wb, tmp_path):
+    """Photos of a folder, whose label 1 stands for the network's classes 3 and 5."""
+    for kind in ("photos", "masks"):
+        (tmp_path / kind).mkdir()
+    for place in range(2):
+        scene = wb.test.scene(place)
+        Image.fromarray(scene.image).save(tmp_path / "photos" / f"{place}.png")
+        mask = Image.fromarray(255 * scene.masks[0].astype("uint8"))
+        mask.save(tmp_path / "masks" / f"{place}.png")
+    labels = {"0": 1, "1": 1}
+    photos = riba.segmentation.folder(tmp_path / "photos", tmp_path / "masks", wb.prepare, labels)
+    names = {"class_names": wb.class_names, "sets": [(), (3, 5)], "depths": wb.depths[1:]}
+    bench = riba.Workbench.of(wb.model, wb.layer, photos, **names)
+    panel = panels.explorer(bench, methods=("edges",))
+    assert panel.state == "current", panel.message
+    assert "two" not in panel.controls
+    assert panel.controls["scene"].max == 1
+    button(panel, "scene 0").click()
+    assert panel.values["scene"] == 0
+    button(panel, "Other scenes").click()
+    targets = torch.zeros(1, 10, dtype=torch.bool)
+    targets[0, [3, 5]] = True
+    allocated = panels.allocation(bench, methods=("gradient",), scene=1)
+    assert allocated.state == "current", allocated.message
+    (values,) = allocated._find(1, ("gradient",)).values()
+    image = wb.prepare.image(wb.test.scene(1).image)[None]
+    assert torch.allclose(values, METHODS["gradient"](wb, image, targets), atol=1e-6)
+    assert "t = class 1" in kit.asked(bench, bench.test[1]).title
+    for make in (panels.bottleneck, panels.rule_bench, panels.descent, panels.resolution):
+        other = make(bench)
+        assert other.state == "current", other.message
+    photos.entries[0].image.write_bytes(b"no picture")
+    damaged = panels.explorer(bench, methods=("edges",), scene=1)
+    assert damaged.state == "current", damaged.message
+    button(damaged, "scene 0").click()
+    assert damaged.state == "failed"
+    assert "0.png is not a picture" in damaged.message
 
 
 def upload(panel, name, content):

@@ -32,7 +32,7 @@ def rule_bench(wb: Workbench, **settings: object) -> kit.Panel:
     def measure(scene: int) -> Information:
         sample = kit.sample(wb, scene)
         iba = InformationBottleneck(wb.model, wb.layer, wb.statistics)
-        return iba(sample.image[None], [sample.label])
+        return iba(sample.image[None], wb.targets([sample.label]))
 
     def find(
         scene: int,
@@ -66,7 +66,7 @@ def rule_bench(wb: Workbench, **settings: object) -> kit.Panel:
     names = [name for name in rules.COMPOSITES if name != "epsilon-plus"]  # z⁺ down there
     strength = {"value": 0.25, "min": -2, "max": 1, "step": 0.1}
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "upper": choice("rule, upper layers", names, "z+"),
         "upper_strength": slider(widgets.FloatLogSlider, "upper: γ, ε or β", **strength),
         "bias": tick("biases take their share"),

@@ -28,8 +28,8 @@ def allocation(wb: Workbench, **settings: object) -> kit.Panel:
 
     @lru_cache(maxsize=kit.KEPT)
     def explain(scene: int, method: str) -> Tensor:
-        images, targets, masks = datasets.stack([kit.sample(wb, scene)])
-        return METHODS[method](wb, images, targets, masks=masks)
+        images, labels, masks = datasets.stack([kit.sample(wb, scene)])
+        return METHODS[method](wb, images, wb.targets(labels), masks=masks)
 
     def find(scene: int, methods: tuple[str, ...]) -> dict[str, Tensor]:
         check_count(methods, MOST)
@@ -40,7 +40,7 @@ def allocation(wb: Workbench, **settings: object) -> kit.Panel:
 
     chosen = ("iba", "relevance-iba", "relevance-iba-cascade")
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "methods": several(f"methods, up to {MOST}", METHODS_OFFERED, chosen),
         "share": slider(
             widgets.FloatLogSlider, "p, share of pixels", value=0.1, min=-2.5, max=0, step=0.05

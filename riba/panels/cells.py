@@ -22,7 +22,7 @@ def resolution(wb: Workbench, **settings: object) -> kit.Panel:
     def find(scene: int, layer: str) -> tuple[int, Tensor]:
         sample, at = kit.sample(wb, scene), wb.at(layer)
         iba = InformationBottleneck(at.model, layer, at.statistics)
-        information = iba(sample.image[None], [sample.label])
+        information = iba(sample.image[None], wb.targets([sample.label]))
         stride = sample.image.shape[-1] // information.nats.shape[-1]
         return stride, information.bits(sample.image.shape[-2:])
 
@@ -30,7 +30,7 @@ def resolution(wb: Workbench, **settings: object) -> kit.Panel:
         return resolution_view(wb, scene, *found)
 
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "layer": choice("l, the layer", strides(wb), wb.layer),
     }
     caption = "The best map that cells of one size allow, and IBA's."

@@ -77,9 +77,10 @@ def strides(wb: Workbench) -> dict[str, str]:
     return found
 
 
-def scene_slider() -> widgets.IntSlider:
-    """Which of the first 200 test scenes."""
-    return slider(widgets.IntSlider, "test scene", value=3, max=199)
+def scene_slider(wb: Workbench) -> widgets.IntSlider:
+    """Which of the first 200 test scenes, or photos."""
+    last = min(200, len(wb.test)) - 1
+    return slider(widgets.IntSlider, "test scene", value=min(3, last), max=last)
 
 
 def looks() -> dict[str, object]:

@@ -423,7 +423,7 @@ def sample(wb: Workbench, scene: int) -> Sample:
 
 def asked(wb: Workbench, sample: Sample, mark: tuple[float, float] | None = None) -> Picture:
     """The picture of a sample under the name of its class t, with the outline of its object."""
-    title = f"t = {wb.class_names[sample.label]}"
+    title = f"t = {wb.label_names[sample.label]}"
     return Picture(rgb=wb.to_rgb(sample.image), title=title, outline=sample.mask, mark=mark)
 
 

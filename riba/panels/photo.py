@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from riba import datasets, models, plots
-from riba.methods import METHODS, information, joint_information
+from riba.methods import METHODS, information, joint_information, unit
 from riba.panels import kit
 from riba.panels.controls import (
     METHODS_OFFERED,
@@ -32,8 +33,6 @@ from riba.workbench import Workbench
 MOST, THUMBNAILS, THUMBNAIL = 4, 8, 84
 UPLOADS = models.DATA / "cache" / "photos"
 PREDICTED = "as predicted"
-UNITS = {"iba": "bits", "readout": "bits", "relevance": "nats", "lrp": "logits"}
-"""Unit of a map by the first word of its method; the others have none."""
 
 
 def explorer(wb: Workbench, **settings: object) -> kit.Panel:
@@ -44,7 +43,9 @@ def explorer(wb: Workbench, **settings: object) -> kit.Panel:
     """
     wb = kit.own(wb)
 
-    def find(scene: int, two: bool, photo: str, label: str, methods: tuple[str, ...]) -> Explained:
+    def find(
+        scene: int, photo: str, label: str, methods: tuple[str, ...], two: bool = False
+    ) -> Explained:
         check_count(methods, MOST)
         image, mask = picture(wb, scene, two, photo)
         probability = wb.predict(image[None])[0]
@@ -59,7 +60,7 @@ def explorer(wb: Workbench, **settings: object) -> kit.Panel:
 
     chosen = ("iba", "relevance-iba", "relevance-iba-cascade", "lrp-epsilon-plus")
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "two": tick("two objects of different classes"),
         "photo": widgets.Text(
             description="path of a photo", placeholder="upload one, or type its path",
@@ -74,6 +75,8 @@ def explorer(wb: Workbench, **settings: object) -> kit.Panel:
         ),
     }  # fmt: skip
     caption = "Several methods on one picture."
+    if not isinstance(wb.test, datasets.Scenes):
+        del controls["two"]  # photos are as they are
     panel = kit.Panel("explorer", find, draw, controls, settings, caption)
     panel.add(pictures(wb, panel))
     return panel
@@ -112,7 +115,7 @@ def picture(wb: Workbench, scene: int, two: bool, photo: str) -> tuple[Tensor, T
     return sample.image, sample.mask
 
 
-def _scenes(wb: Workbench, two: bool) -> datasets.Scenes:
+def _scenes(wb: Workbench, two: bool) -> Sequence[datasets.Sample]:
     return datasets.Scenes("test", len(wb.test), others=1) if two else wb.test
 
 
@@ -129,11 +132,6 @@ def explain(wb: Workbench, image: Tensor, label: int, name: str) -> tuple[Tensor
         )
         return values, found.nats.double().sum().item()
     return values, None
-
-
-def unit(method: str) -> str:
-    """Of a method's map; empty where it has none."""
-    return UNITS.get(method.split("-")[0], "")
 
 
 def explorer_view(
@@ -188,25 +186,23 @@ def _ledger(values: Tensor, unit: str, total: float | None) -> str:
 
 def pictures(wb: Workbench, panel: kit.Panel) -> widgets.Widget:
     """Thumbnails to choose a scene by, a button for other ones, and an upload."""
-    scene, two, photo = (panel.controls[name] for name in ("scene", "two", "photo"))
+    scene, photo = panel.controls["scene"], panel.controls["photo"]
+    two = panel.controls.get("two", tick(""))
     draw = np.random.default_rng(0)
+    shown = list(range(min(THUMBNAILS, scene.max + 1)))
     faces = [
-        widgets.Image(format="png", layout=widgets.Layout(width=f"{THUMBNAIL}px"))
-        for _ in range(THUMBNAILS)
+        widgets.Image(format="png", layout=widgets.Layout(width=f"{THUMBNAIL}px")) for _ in shown
     ]
-    names = [
-        widgets.Button(layout=widgets.Layout(width=f"{THUMBNAIL}px")) for _ in range(THUMBNAILS)
-    ]
-    shown = list(range(THUMBNAILS))
+    names = [widgets.Button(layout=widgets.Layout(width=f"{THUMBNAIL}px")) for _ in shown]
 
     def fill(_event: object = None) -> None:
         for face, name, index in zip(faces, names, shown, strict=True):
-            face.value = thumbnail(_scenes(wb, two.value), index)
+            face.value = thumbnail(wb, _scenes(wb, two.value), index)
             name.description = f"scene {index}"
             name.tooltip = f"Explain test scene {index}"
 
     def shuffle(_button: object) -> None:
-        shown[:] = sorted(draw.choice(scene.max + 1, THUMBNAILS, replace=False).tolist())
+        shown[:] = sorted(draw.choice(scene.max + 1, len(shown), replace=False).tolist())
         fill()
 
     def choose(place: int) -> None:
@@ -239,11 +235,14 @@ def pictures(wb: Workbench, panel: kit.Panel) -> widgets.Widget:
     return widgets.VBox([widgets.Box(strip, layout=row), widgets.HBox([other, upload])])
 
 
-def thumbnail(scenes: datasets.Scenes, index: int) -> bytes:
-    """PNG of a scene, small."""
-    scene = scenes.scene(index)
+def thumbnail(wb: Workbench, samples: Sequence[datasets.Sample], index: int) -> bytes:
+    """PNG of a sample, small; grey for one that cannot be read: the panel says why when chosen."""
+    try:
+        picture = (wb.to_rgb(samples[index].image).numpy() * 255).round().astype(np.uint8)
+    except (OSError, ValueError):
+        picture = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
     buffer = io.BytesIO()
-    small = Image.fromarray(scene.image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    small = Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     small.save(buffer, "png")
     return buffer.getvalue()
 

@@ -39,7 +39,7 @@ def bottleneck(wb: Workbench, **settings: object) -> kit.Panel:
         image = sample.image[None]
         settings = {"beta": beta, "steps": steps, "samples": samples, "sigma": sigma}
         bottleneck = InformationBottleneck(at.model, layer, at.statistics, **settings)
-        information = bottleneck(image, [sample.label], keep_steps=True)
+        information = bottleneck(image, wb.targets([sample.label]), keep_steps=True)
         tail = models.split(at.model, layer, image).tail
         return Course(at, image, information, tail, samples, sigma)
 
@@ -47,7 +47,7 @@ def bottleneck(wb: Workbench, **settings: object) -> kit.Panel:
         return scrubber_view(course, kit.sample(wb, scene).mask, step)
 
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "beta": slider(
             widgets.FloatLogSlider, "β, price of a nat", value=10, min=-1, max=3, step=0.125
         ),

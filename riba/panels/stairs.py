@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import ipywidgets as widgets
-import torch
 from torch import Tensor
 
 from riba import models, plots, relevance, rules
@@ -31,7 +30,7 @@ def descent(wb: Workbench, **settings: object) -> kit.Panel:
 
     def asked(scene: int) -> tuple[Tensor, Tensor]:
         sample = kit.sample(wb, scene)
-        return sample.image[None], torch.tensor([sample.label])
+        return sample.image[None], wb.targets([sample.label])
 
     @lru_cache(maxsize=kit.KEPT)
     def measure(scene: int, layer: str) -> Information:
@@ -62,7 +61,7 @@ def descent(wb: Workbench, **settings: object) -> kit.Panel:
 
     side = wb.test[0].image.shape[-1]
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "source": choice("what starts", [*relevance.SOURCES, *DEPTHS], "capacity"),
         "layer": choice("l, the layer", strides(wb), wb.layer),
         "rule": choice("rule", list(rules.COMPOSITES), "z+"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import ipywidgets as widgets
-import torch
 from torch import Tensor
 
 from riba import datasets, progress, trust
@@ -42,7 +41,8 @@ def randomise(wb: Workbench, **settings: object) -> kit.Panel:
             model = trust.randomised(wb.model, changed, seed)
             statistics = trust.statistics_of(model, statistics, changed, reference)
         sample = kit.sample(wb, scene)
-        return trust.explain(model, statistics, sample.image[None], torch.tensor([sample.label]))
+        targets = wb.targets([sample.label])
+        return trust.explain(model, statistics, sample.image[None], targets)
 
     def find(scene: int, count: int, alone: bool, seed: int) -> tuple[dict, dict, str]:
         changed = tuple(layers[count - 1 : count] if alone else layers[:count])
@@ -53,7 +53,7 @@ def randomise(wb: Workbench, **settings: object) -> kit.Panel:
         return randomise_view(wb, scene, *found)
 
     controls = {
-        "scene": scene_slider(),
+        "scene": scene_slider(wb),
         "count": slider(widgets.IntSlider, "layers, from the logits", value=1, max=len(layers)),
         "alone": tick("only the last of these layers"),
         "seed": slider(widgets.IntSlider, "seed of the weights", value=0, max=9),

@@ -1,0 +1,431 @@
+"""How fast the bottleneck is against the published procedure, and how cost and memory grow.
+
+    python benchmarks/speed.py             # a quarter of an hour on an idle machine
+    python benchmarks/speed.py growth      # one part alone: procedure, growth or memory
+
+Writes ``benchmarks/speed.csv`` and, with what the other scripts measured, ``benchmarks/README.md``.
+Everything that is compared takes turns in one run. Networks of torchvision have random weights
+here: what they compute means nothing, how long it takes does not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+import riba
+from riba import bottleneck, datasets, models, relevance
+from riba.statistics import FeatureStatistics
+from riba.workbench import torchvision_input
+
+HERE = Path(__file__).parent
+TABLE, PAGE = HERE / "speed.csv", HERE / "README.md"
+STEPS, SAMPLES, BETA, LR, ALPHA = 10, 10, 10.0, 1.0, 5.0
+"""The published settings."""
+CASES = {"vgg16": "features.17", "resnet50": "layer2", "scenenet": "features.14"}
+"""Networks, and where the bottleneck sits."""
+ROUNDS = 2
+
+
+# --- the published procedure ---------------------------------------------------------------------
+
+
+def published(
+    model: nn.Module,
+    layer: str,
+    stats: FeatureStatistics,
+    image: Tensor,
+    target: int,
+    noise: Tensor,
+    frozen: bool,
+) -> Tensor:
+    """Capacity (C×h×w) as Schulz et al. (2020) optimise it: the whole network on ten copies.
+
+    Every step runs ten copies of the image through all layers; a hook mixes the noise in, and the
+    backward pass reaches every weight and the image's first layer.
+
+    Parameters
+    ----------
+    noise
+        steps×samples×C×h×w.
+    frozen
+        Without gradients for the weights: the one change by which the next stage is faster.
+    """
+    model.requires_grad_(not frozen)
+    std = stats.std.clamp(min=bottleneck.MIN_STD)
+    alpha = torch.full_like(stats.mean, ALPHA).requires_grad_()
+    adam = torch.optim.Adam([alpha], lr=LR)
+    kept = {}
+
+    def restrict(_module: nn.Module, _inputs: tuple, r: Tensor) -> Tensor:
+        lambda_ = bottleneck.smooth(torch.sigmoid(alpha)[None], 1.0)
+        lambda_ = lambda_.expand(SAMPLES, -1, -1, -1)
+        kept["nats"] = stats.active * bottleneck.capacity(r, stats.mean, std, lambda_)
+        mixed = lambda_ * r + (1 - lambda_) * (kept["noise"] * std + stats.mean)
+        return mixed * stats.active
+
+    copies, targets = image.expand(SAMPLES, -1, -1, -1), torch.full((SAMPLES,), target)
+    handle = models.find_layer(model, layer).register_forward_hook(restrict)
+    try:
+        for draw in noise:
+            kept["noise"] = draw
+            loss = F.cross_entropy(model(copies), targets) + BETA * kept["nats"].mean()
+            adam.zero_grad()
+            model.zero_grad()
+            loss.backward()
+            adam.step()
+    finally:
+        handle.remove()
+        model.requires_grad_(False)
+    return kept["nats"].detach().mean(0)
+
+
+# --- against it ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with an image to explain, and the noise for both procedures."""
+
+    name: str
+    model: nn.Module
+    layer: str
+    stats: FeatureStatistics
+    image: Tensor
+    target: int
+    noise: Tensor
+
+
+def case(name: str, layer: str) -> Case:
+    """Weights of torchvision's networks are random; statistics are of sixteen scenes."""
+    pictures = datasets.drawn("train", 16).images
+    if name == "scenenet":
+        model, prepare = models.scenenet(), datasets.SCENES
+    else:
+        torch.manual_seed(0)
+        model, prepare = get_model(name).eval(), torchvision_input(name)[0]
+    images = torch.stack([prepare.image(picture) for picture in pictures])
+    stats = FeatureStatistics.fit(model, layer, images, few=True)
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(STEPS, SAMPLES, *stats.mean.shape, generator=draw)
+    with torch.no_grad():
+        target = model(images[:1]).argmax().item()
+    return Case(name, model, layer, stats, images[:1], target, noise)
+
+
+def ours(given: Case, precision: torch.dtype | None = None) -> bottleneck.Information:
+    """The same by :class:`riba.InformationBottleneck`, which runs the layers above only."""
+    settings = {"precision": precision, "steps": STEPS, "samples": SAMPLES, "beta": BETA}
+    method = riba.InformationBottleneck(given.model, given.layer, given.stats, **settings)
+    return method(given.image, [given.target], noise=given.noise)
+
+
+def procedure() -> pd.DataFrame:
+    """Seconds of every stage from the published procedure to ours, and how far the maps agree."""
+    rows = []
+    for name, layer in CASES.items():
+        given = case(name, layer)
+        first = given.model, layer, given.stats, given.image, given.target, given.noise
+        stages: dict[str, Callable[[], Tensor]] = {
+            "published": lambda first=first: published(*first, frozen=False),
+            "weights frozen": lambda first=first: published(*first, frozen=True),
+            "layers above only": lambda given=given: ours(given).published_nats[0],
+        }
+        if has_bf16() or name == "scenenet":  # emulated, VGG16 would take twenty minutes
+            stages["in bf16"] = lambda given=given: ours(given, torch.bfloat16).published_nats[0]
+        given.model.to(memory_format=torch.channels_last)
+        descent = ours(given).nats
+        stages["LRP descent"] = lambda given=given, nats=descent: relevance.descend(
+            given.model, given.layer, given.image, nats
+        )
+        seconds, maps = timed(stages)
+        for stage, spent in seconds.items():
+            nats = maps[stage] if stage != "LRP descent" else maps["published"]
+            agreement = spearmanr(nats.flatten(), maps["published"].flatten())[0]
+            rows.append(
+                {
+                    "part": "procedure",
+                    "case": f"{name}, {layer}",
+                    "stage": stage,
+                    "value": spent,
+                    "unit": "s",
+                    "ratio": seconds["published"] / spent,
+                    "difference": (nats - maps["published"]).abs().max().item(),
+                    "rank_correlation": agreement,
+                }
+            )
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def timed(stages: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The shortest of the rounds of each stage, taking turns, and what it gave."""
+    seconds, maps = {}, {}
+    for _ in range(ROUNDS):
+        for stage, run in stages.items():
+            began = time.perf_counter()
+            maps[stage] = run()
+            spent = time.perf_counter() - began
+            seconds[stage] = min(spent, seconds.get(stage, spent))
+    return seconds, maps
+
+
+# --- growth --------------------------------------------------------------------------------------
+
+
+def growth() -> pd.DataFrame:
+    """Seconds of the bottleneck on the bundled network by images together, samples and size."""
+    rows = []
+
+    def add(case: str, stages: dict[str, Callable[[], object]], counts: dict[str, int]) -> None:
+        seconds, _ = timed(stages)
+        first, *_ = stages
+        for stage, spent in seconds.items():
+            value = spent / counts.get(stage, 1)
+            rows.append(
+                {
+                    "part": "growth",
+                    "case": case,
+                    "stage": stage,
+                    "value": value,
+                    "unit": "s / image",
+                    "ratio": value / (seconds[first] / counts.get(first, 1)),
+                }
+            )
+            print(rows[-1], flush=True)
+
+    wb = riba.load()
+    images, labels, _ = datasets.stack([wb.validation[index] for index in range(16)])
+    method = riba.InformationBottleneck(wb.model, wb.layer, wb.statistics)
+    together = {f"{count} images": count for count in (1, 4, 16)}
+    stages = {
+        name: lambda count=count: method(images[:count], labels[:count])
+        for name, count in together.items()
+    }
+    add("images together", stages, together)
+    sampled = {
+        f"{samples} copies": lambda samples=samples: riba.InformationBottleneck(
+            wb.model, wb.layer, wb.statistics, samples=samples
+        )(images[:4], labels[:4])
+        for samples in (1, 5, 10, 20)
+    }
+    add("noisy copies", sampled, dict.fromkeys(sampled, 4))
+    sized = {}
+    for size in (64, 128, 256):
+        large = F.interpolate(images, (size, size), mode="bilinear")
+        stats = FeatureStatistics.fit(wb.model, wb.layer, large, few=True)
+        bottle = riba.InformationBottleneck(wb.model, wb.layer, stats)
+        sized[f"{size} pixels"] = lambda bottle=bottle, large=large: bottle(large[:4], labels[:4])
+    add("side of the image", sized, dict.fromkeys(sized, 4))
+    return pd.DataFrame(rows)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def memory() -> pd.DataFrame:
+    """Most memory at once, each in a process of its own."""
+    rows = []
+    for count in (50, 500):
+        peak = in_its_own_process(evaluation, count)
+        rows.append(("evaluation of the bundled network", f"{count} images", peak))
+    for stage in ("published", "weights frozen", "layers above only"):
+        peak = in_its_own_process(one_map, stage)
+        rows.append((f"one map, vgg16, {CASES['vgg16']}", stage, peak))
+    table = pd.DataFrame(rows, columns=["case", "stage", "value"])
+    first = table.groupby("case")["value"].transform("first")
+    return table.assign(part="memory", unit="MB", ratio=table["value"] / first)
+
+
+def in_its_own_process(work: Callable, argument: object) -> float:
+    """Most megabytes that ``work`` took beyond what was there before it."""
+    with get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(work, (argument,))
+    print(work.__name__, argument, f"{peak:.0f} MB", flush=True)
+    return peak
+
+
+def evaluation(count: int) -> float:
+    """Two methods on so many scenes."""
+    wb = riba.load()
+    methods = ["lrp-epsilon-plus", "edges"]
+    riba.evaluate(wb, methods, datasets.Scenes("validation", 200))  # the allocator settles
+    with Peak() as peak:
+        riba.evaluate(wb, methods, datasets.Scenes("test", count))
+    return peak.megabytes
+
+
+def one_map(stage: str) -> float:
+    """One map of VGG16 at a stage of the procedure."""
+    given = case("vgg16", CASES["vgg16"])
+    inputs = given.model, given.layer, given.stats, given.image, given.target, given.noise[:2]
+    with Peak() as peak:
+        if stage == "layers above only":
+            ours(given)
+        else:
+            published(*inputs, frozen=stage == "weights frozen")
+    return peak.megabytes
+
+
+class Peak:
+    """Most memory of this process within the context beyond what it has at its start; on Linux."""
+
+    def __enter__(self) -> Peak:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        self.before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.megabytes = self._read("VmHWM") - self.before
+
+    @staticmethod
+    def _read(name: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(name))) / 1024
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def page(table: pd.DataFrame) -> str:
+    """``benchmarks/README.md``: what was measured, with the command for each."""
+    procedures = table[table["part"] == "procedure"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python benchmarks/speed.py`; what is compared took turns in one run.",
+        f"Measured with {torch.get_num_threads()} threads on {machine()}, PyTorch "
+        f"{torch.__version__.split('+')[0]}, "
+        f"{'with' if has_bf16() else 'without'} bf16 in hardware.",
+        "",
+        "## From the published procedure to ours",
+        "",
+        "One image, published settings (10 steps, 10 copies, β 10), the same noise for all. The",
+        "published procedure runs the whole network on ten copies at every step, with gradients",
+        "for its weights. *Difference* is the largest one of any element's capacity, in nats.",
+        "Torchvision's networks have random weights here. Where the processor does not know bf16,",
+        "it is emulated, and timed on the small network only: there it is slower, not faster.",
+        "",
+        "| network, layer | stage | seconds | times faster | difference | rank correlation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in procedures.itertuples():
+        against = f"{row.ratio:.1f} | {row.difference:.1e} | {row.rank_correlation:.4f}"
+        if row.stage == "LRP descent":  # not a stage of it
+            against = " | | "
+        lines.append(f"| {row.case} | {row.stage} | {row.value:.2f} | {against} |")
+    lines += ["", "The LRP descent is what Relevance-IBA adds to the bottleneck, once an image:"]
+    for name, rows in procedures.groupby("case", sort=False):
+        spent = rows.set_index("stage")["value"]
+        share = spent["LRP descent"] / (spent["LRP descent"] + spent["layers above only"])
+        lines.append(f"{share:.0%} of its time on {name};")
+    lines[-1] = lines[-1][:-1] + "."
+    for part, title in (("growth", "How cost grows"), ("memory", "Memory")):
+        lines += ["", f"## {title}", "", "| | | | ratio |", "|---|---|---|---|"]
+        lines += [
+            f"| {row.case} | {row.stage} | {row.value:.3g} {row.unit} | {row.ratio:.2f} |"
+            for row in table[table["part"] == part].itertuples()
+        ]
+    lines += [
+        "",
+        "Memory is the most at once beyond what was there before the work began, in a process of",
+        "its own. The evaluation reads samples when their turn comes, so that its memory does not",
+        f"grow with their number: {kept(table)}",
+        "",
+        "## The other scripts",
+        "",
+        "| script | what it measures | where |",
+        "|---|---|---|",
+        f"| `cost.py` | {costs()} | [cost.csv](cost.csv) |",
+        f"| `input_iba.py` | {priors()} | [input_iba.csv](input_iba.csv), "
+        "[input_iba_speed.csv](input_iba_speed.csv) |",
+        "| `study.py` | how the defaults of the joint bottlenecks were chosen, on validation "
+        "scenes | [study.csv](study.csv) |",
+        "| `networks.py` | what holds on other seeds and on a small ResNet | "
+        "[networks.csv](networks.csv) |",
+        "",
+        "On a GPU nothing of this was measured.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def kept(table: pd.DataFrame) -> str:
+    """How much more many samples took than few, against what they hold themselves."""
+    rows = table[table["part"] == "memory"].set_index("stage")["value"]
+    more = rows["500 images"] - rows["50 images"]
+    sample = datasets.Scenes("test", 1)[0]
+    held = 450 * (sample.image.nbytes + sample.mask.nbytes) / 1e6
+    return f"450 more took {more:.0f} MB, what the allocator keeps; they hold {held:.0f} MB."
+
+
+def costs() -> str:
+    """The cascade's cost in a sentence."""
+    times = pd.read_csv(HERE / "cost.csv").set_index("method")["times_iba"]
+    cascade, at_input = times["relevance-iba-cascade"], times["input-iba"]
+    return (
+        f"methods against plain IBA: the cascade takes {cascade:.1f} times as long, "
+        f"InputIBA {at_input:.0f} times"
+    )
+
+
+def priors() -> str:
+    """InputIBA against its published objective in a sentence."""
+    speed = pd.read_csv(HERE / "input_iba_speed.csv").set_index("prior")["speed_up"]
+    agreement = pd.read_csv(HERE / "input_iba.csv").groupby("prior")["rank_correlation"].mean()
+    return (
+        f"InputIBA with our prior against the published one: {speed['moments']:.1f} times faster, "
+        f"rank correlation of the maps {agreement['moments']:.3f}"
+    )
+
+
+def machine() -> str:
+    """The processor's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.split(":")[1].strip()
+        for line in (info.read_text().splitlines() if info.is_file() else [])
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16 itself."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+PARTS = {"procedure": procedure, "growth": growth, "memory": memory}
+
+
+def main() -> None:
+    """Measure the parts that were asked for; the others stay as they were."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"by default all: {', '.join(PARTS)}")
+    asked = parser.parse_args().parts or list(PARTS)
+    for unknown in set(asked) - set(PARTS):
+        parser.error(f"no part {unknown!r}: choose from {', '.join(PARTS)}")
+    old = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=["part"])
+    for part in asked:
+        fresh = PARTS[part]()
+        old = pd.concat([old[old["part"] != part], fresh], ignore_index=True)
+        old.to_csv(TABLE, index=False, float_format="%.4g")
+    table = pd.read_csv(TABLE)
+    PAGE.write_text(page(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""From a folder to maps, from a shell."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+import riba
+from riba import explain, models, plots
+from riba.methods import METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
+
+
+@pytest.fixture(scope="module")
+def wb(home):
+    return riba.load()
+
+
+@pytest.fixture
+def photos(wb, tmp_path):
+    """Two scenes and a text that calls itself a picture."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for place in range(2):
+        Image.fromarray(wb.test.scene(place).image).save(folder / f"scene{place}.png")
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def command(photos, out, *words):
+    explain.main([str(photos), "--out", str(out), *words])
+
+
+def test_a_folder_becomes_maps_pictures_and_a_table(wb, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    command(photos, out, "--method", "relevance-iba")
+    said = capsys.readouterr().out
+    assert f"2 maps in {out}" in said
+    assert "left out: text.jpg: text.jpg is not a picture" in said
+    table = pd.read_csv(out / "maps.csv")
+    assert list(table["photo"]) == ["scene0.png", "scene1.png"]
+    assert set(table["unit"]) == {"nats"}
+    for place, row in table.iterrows():
+        sample = wb.test[place]
+        assert row["class"] == row["predicted"] == wb.class_names[sample.label]
+        expected = METHODS["relevance-iba"](wb, sample.image[None], [sample.label])[0]
+        with np.load(out / f"{row['photo']}.npz") as kept:
+            np.testing.assert_allclose(kept["map"], expected, rtol=1e-4, atol=1e-5)
+            assert kept["target"] == sample.label
+            assert kept["probability"].argmax() == sample.label
+        assert row["sum"] == pytest.approx(expected.sum().item(), rel=1e-3)
+        shown = np.asarray(Image.open(out / f"{row['photo']}.png"))
+        assert shown.shape == (128, 3 * 128, 3)
+        np.testing.assert_allclose(shown[:, :128] / 255, wb.to_rgb(sample.image), atol=0.01)
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_there_is_not_computed_again(photos, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    command(photos, out, "--method", "edges")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "scene1.png.npz").unlink()
+    made, plain = [], METHODS["edges"]
+    monkeypatch.setitem(METHODS, "edges", lambda *a, **k: made.append(1) or plain(*a, **k))
+    command(photos, out, "--method", "edges")
+    assert len(made) == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(SystemExit):
+        command(photos, out, "--method", "edges", "--label", "3")
+    assert "holds maps of other settings: choose another folder" in capsys.readouterr().err
+
+
+def test_a_class_can_be_named(wb, photos, tmp_path):
+    name = wb.class_names[7]
+    for label, out in (("7", tmp_path / "a"), (name, tmp_path / "b")):
+        command(photos / "scene0.png", out, "--method", "gradient", "--label", label)
+        assert list(pd.read_csv(out / "maps.csv")["class"]) == [name]
+    assert (tmp_path / "a" / "scene0.png.npz").read_bytes() == (
+        tmp_path / "b" / "scene0.png.npz"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--method", "relevance-ib"], "no method 'relevance-ib'; near matches: relevance-iba"),
+        (["--model", "vgg17"], "no workbench called 'vgg17'; near matches: vgg"),
+        (["--label", "fisch"], "no class 'fisch'; near matches: fish"),
+        (["--label", "10"], "no class '10'"),
+        (["--weights", "gone.safetensors"], "no weights at gone.safetensors"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(photos, tmp_path, capsys, words, told):
+    with pytest.raises(SystemExit):
+        command(photos, tmp_path / "out", *words)
+    assert told in capsys.readouterr().err
+
+
+def test_where_nothing_can_be_read_it_says_so(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command(photos / "text.jpg", tmp_path / "out")
+    assert "nothing could be explained: text.jpg" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(photos / "gone.jpg", tmp_path / "out")
+    assert "no photo and no folder at" in capsys.readouterr().err
+
+
+def test_a_network_of_torchvision_needs_photos_for_its_statistics(home, photos, tmp_path, capsys):
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pth"
+    torch.save(get_model("resnet18").state_dict(), path)
+    network = ["--model", "resnet18", "--weights", str(path)]
+    with pytest.raises(SystemExit):
+        command(photos, tmp_path / "none", *network)
+    assert "no statistics: fit them first" in capsys.readouterr().err
+    command(photos, tmp_path / "lrp", *network, "--method", "lrp-epsilon-plus")
+    with pytest.warns(UserWarning, match=r"left out: text\.jpg"):
+        command(photos, tmp_path / "iba", *network, "--reference", str(photos))
+    settings = json.loads((tmp_path / "iba" / "settings.json").read_text())
+    assert settings["statistics"][1] == 2
+    assert settings["model"] == models.fingerprint(models.torchvision_network("resnet18", path))
+    with np.load(tmp_path / "iba" / "scene0.png.npz") as kept:
+        assert kept["map"].shape == (224, 224)
+        assert np.isfinite(kept["map"]).all()
+
+
+def test_signed_maps_diverge():
+    values = np.linspace(-1, 1, 100).reshape(10, 10)
+    colours = plots.in_colour(values)
+    assert colours[0, 0, 2] > colours[0, 0, 0]  # blue below zero
+    assert colours[-1, -1, 0] > colours[-1, -1, 2]
+    assert plots.in_colour(np.abs(values))[5, 0].max() < 0.1  # black at zero
+    grey = plots.overlay(np.full((10, 10, 3), 0.5), np.zeros((10, 10)))
+    np.testing.assert_allclose(grey, 0.5)
