@@ -287,10 +287,7 @@ class InformationBottleneck:
         chunk: int | None = None,
         precision: torch.dtype | None = None,
     ) -> None:
-        if stats is None:
-            raise ValueError(
-                "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
-            )
+        check_statistics(stats)
         stats.check(model, layer)
         check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
         self.model, self.layer, self.precision = model, layer, precision
@@ -507,6 +504,20 @@ def _drawn(seed: int, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     """ln of the probability of the class, or of a set of classes, per image (B)."""
     return class_logit(logits, targets) - logits.logsumexp(dim=1)
+
+
+def check_statistics(*statistics: FeatureStatistics | None) -> None:
+    """Refuse to go on without statistics.
+
+    Raises
+    ------
+    ValueError
+        One is None: says how to get them.
+    """
+    if any(stats is None for stats in statistics):
+        raise ValueError(
+            "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
+        )
 
 
 def check_settings(

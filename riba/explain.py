@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -41,14 +43,21 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     wb = bench(arguments)
     photos = segmentation.unmasked(arguments.photos, wb.prepare, wb.class_names)
     wanted = None if arguments.label is None else class_number(wb, arguments.label)
-    opened(arguments.out, wb, arguments.method, wanted)
+    opened(arguments, wb, wanted)
     rows, bad = [], []
     for place in progress.track(range(len(photos)), arguments.method):
+        name = photos.entries[place].name
         try:
-            rows.append(explained(wb, photos, place, arguments, wanted))
+            image = photos[place].image
         except (OSError, ValueError) as error:
-            bad.append(f"{photos.entries[place].name}: {error}")
+            bad.append(f"{name}: {error}")
             continue
+        try:
+            rows.append(explained(wb, name, image, arguments, wanted))
+        except ValueError as error:
+            if wb.statistics is None:
+                raise ValueError(f"{error}; pass --reference FOLDER of ordinary photos") from error
+            raise
         table = pd.DataFrame(rows)
         with files.whole(arguments.out / TABLE) as part:
             table.to_csv(part, index=False)
@@ -82,17 +91,20 @@ def class_number(wb: Workbench, label: str) -> int:
     return wb.class_names.index(label)
 
 
-def opened(out: Path, wb: Workbench, method: str, wanted: int | None) -> None:
-    """Make the folder, or see that what it holds is of these very settings."""
+def opened(arguments: argparse.Namespace, wb: Workbench, wanted: int | None) -> None:
+    """Make the folder, or see that the maps it holds are of these very settings."""
+    out = arguments.out
     settings = {
         "model": fingerprint(wb.model),
         "layer": wb.layer,
         "statistics": wb.statistics and [wb.statistics.dataset, wb.statistics.count],
-        "method": method,
+        "depths": list(wb.depths),
+        "method": arguments.method,
         "class": wanted,
+        "seed": arguments.seed,
     }
     path = out / SETTINGS
-    if path.is_file():
+    if path.is_file() and any(out.glob("*.npz")):
         if json.loads(path.read_text(encoding="utf-8")) != settings:
             raise ValueError(f"{out} holds maps of other settings: choose another folder")
         return
@@ -103,26 +115,24 @@ def opened(out: Path, wb: Workbench, method: str, wanted: int | None) -> None:
 
 def explained(
     wb: Workbench,
-    photos: segmentation.Photos,
-    place: int,
+    name: str,
+    image: torch.Tensor,
     arguments: argparse.Namespace,
     wanted: int | None,
 ) -> dict[str, object]:
-    """One photo: its row of the table; its map and overlay are written, if not there already."""
-    name = photos.entries[place].name
+    """One photo: its row of the table; its map and sheet are written, if not there already."""
     path = arguments.out / f"{name}.npz"
-    image = photos[place].image
     probability = wb.predict(image[None])[0]
     target = probability.argmax().item() if wanted is None else wanted
-    if path.is_file():
-        with np.load(path) as kept:
-            values = torch.from_numpy(kept["map"])
-    else:
+    digest = hashlib.sha256(image.contiguous().numpy().data).hexdigest()[:16]
+    values = kept(path, digest, target)
+    if values is None:
         values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0].cpu()
         with files.whole(arguments.out / f"{name}.png") as part:
             sheet(wb.to_rgb(image).numpy(), values).save(part, "PNG")
         with files.whole(path) as part, part.open("wb") as file:
-            np.savez(file, map=values.numpy(), target=target, probability=probability.numpy())
+            facts = {"target": target, "probability": probability.numpy(), "photo": digest}
+            np.savez(file, map=values.numpy(), **facts)
     return {
         "photo": name,
         "class": wb.class_names[target],
@@ -132,6 +142,17 @@ def explained(
         "sum": float(f"{values.double().sum().item():.6g}"),
         "largest": float(f"{values.max().item():.6g}"),
     }
+
+
+def kept(path: Path, digest: str, target: int) -> torch.Tensor | None:
+    """The map at ``path``, if it is of this very photo and class."""
+    try:
+        with np.load(path) as found:
+            if (found["photo"], found["target"]) == (digest, target):
+                return torch.from_numpy(found["map"])
+    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged
+        pass
+    return None
 
 
 def sheet(rgb: np.ndarray, values: torch.Tensor) -> Image.Image:

@@ -22,6 +22,7 @@ from riba.bottleneck import (
     Information,
     Trace,
     check_settings,
+    check_statistics,
     in_chunks,
     log_probability,
     measure,
@@ -80,6 +81,7 @@ class JointBottlenecks:
         chunk: int | None = None,
         precision: torch.dtype | None = None,
     ) -> None:
+        check_statistics(*statistics)
         self.statistics = {stats.layer: stats.to(device_of(model)) for stats in statistics}
         if not statistics or len(self.statistics) < len(statistics):
             raise ValueError("joint bottlenecks need the statistics of one or more distinct layers")

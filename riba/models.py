@@ -148,6 +148,9 @@ def torchvision_network(name: str, weights: Path | str | None = None) -> nn.Modu
         return model.eval()
     url = published[str(weights)].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        load_weights(model, path)
+        return model.eval()
     try:
         state = published[str(weights)].get_state_dict(
             check_hash=True, weights_only=True, map_location="cpu"

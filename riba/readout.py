@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from riba import datasets
-from riba.bottleneck import MIN_STD, measure, restricted_moments
+from riba.bottleneck import MIN_STD, check_statistics, measure, restricted_moments
 from riba.models import DATA, SCENENET_LAYER, check_images, load_weights, split, watched
 from riba.statistics import FeatureStatistics
 
@@ -148,6 +148,7 @@ def scenenet_readout(
         Its weights are missing or unreadable (``make readout`` trains them), or ``stats`` are not
         of the layer that it was trained for.
     """
+    check_statistics(stats)
     if stats.layer != SCENENET_LAYER:
         raise ValueError(
             f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}: "

@@ -179,7 +179,7 @@ def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample],
         except (OSError, ValueError) as error:
             bad[index] = str(error)
             continue
-        if sample.mask.any():
+        if sample.mask is None or sample.mask.any():
             good.append(sample)
         else:
             bad[index] = f"{sample.name}: nothing of its object is left after the crop"

@@ -80,8 +80,8 @@ class Workbench:
     label_names
         Name of each label of the data.
     precision
-        Of the passes through the network while a bottleneck is optimised, such as
-        ``torch.bfloat16``; None: that of the weights.
+        Of the passes through the network while a bottleneck in it is optimised, such as
+        ``torch.bfloat16``; None: that of the weights. InputIBA and the panels do not read it.
     """
 
     model: nn.Module
@@ -128,7 +128,7 @@ class Workbench:
         reference
             Photos for the feature statistics, a thousand or more; by default ``photos``.
         class_names
-            Name of each class of the network; by default the photos'.
+            Name of each class of the network; by default the photos', where there are as many.
         sets
             As in :class:`Workbench`.
         depths
@@ -152,7 +152,7 @@ class Workbench:
             train=reference,
             validation=reference,
             test=photos,
-            class_names=tuple(class_names or photos.class_names),
+            class_names=tuple(class_names or _class_names(model, photos)),
             depths=(layer, *_below(model, layer, depths)),
             top=top or layer,
             name=name,
@@ -345,6 +345,8 @@ def load(
     network = NETWORKS[name]
     if name in SCENES and data is not None:
         raise ValueError(f"{name} knows drawn scenes only: for photos load a torchvision network")
+    if name in IMAGENET:
+        torchvision_input(name, weights)  # refuses before anything is downloaded
     if model is None:  # in this memory format convolutions are a third faster on a CPU
         weights = weights or network.weights
         if weights is None and name == "small-resnet":
@@ -354,11 +356,16 @@ def load(
             )
         model = network.build(weights).to(memory_format=torch.channels_last)
     if device is not None:
-        model.to(device)
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
     layer = network.depths[0] if layer is None else layer
     models.find_layer(model, layer)
     if name in IMAGENET:
-        return _on_photos(name, model, layer, data, root, precision)
+        named = torchvision_input(name, weights)
+        return _on_photos(name, model, layer, named, data, root, precision)
     reference = scene_reference()
     return Workbench(
         model=model,
@@ -380,11 +387,12 @@ def _on_photos(
     name: str,
     model: nn.Module,
     layer: str,
+    named: tuple[Preparation, tuple[str, ...]],
     data: str | Photos | None,
     root: Path | str | None,
     precision: torch.dtype | None,
 ) -> Workbench:
-    prepare, class_names = torchvision_input(name)
+    prepare, class_names = named
     known = NETWORKS[name]
     settings = {"depths": known.depths, "top": known.top, "name": name, "precision": precision}
     settings["class_names"] = class_names
@@ -398,10 +406,36 @@ def _on_photos(
     return Workbench.of(model, layer, photos, reference=reference, sets=sets, **settings)
 
 
-def torchvision_input(name: str) -> tuple[Preparation, tuple[str, ...]]:
-    """How pictures become input of a network of torchvision, and the names of its classes."""
-    weights = next(iter(get_model_weights(name)))
-    return Preparation.of(weights.transforms()), tuple(weights.meta["categories"])
+def torchvision_input(
+    name: str, weights: Path | str | None = None
+) -> tuple[Preparation, tuple[str, ...]]:
+    """How pictures become input of a network of torchvision, and the names of its classes.
+
+    Parameters
+    ----------
+    weights
+        Name of published weights; for a file of weights, or None, the first published ones count.
+
+    Raises
+    ------
+    ValueError
+        These weights have no classes: they are of the layers below alone.
+    """
+    published = {entry.name: entry for entry in get_model_weights(name)}
+    chosen = published.get(str(weights), next(iter(published.values())))
+    if not chosen.meta.get("categories"):
+        raise ValueError(f"{weights} of {name} know no classes: take {next(iter(published))}")
+    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
+
+
+def _class_names(model: nn.Module, photos: Photos) -> tuple[str, ...]:
+    """The photos' names of classes if they may be the network's, else numbers."""
+    image = torch.zeros(1, 3, photos.prepare.crop, photos.prepare.crop)
+    with torch.no_grad():
+        classes = model(image.to(models.device_of(model))).shape[1]
+    if len(photos.class_names) == classes:
+        return photos.class_names
+    return tuple(f"class {number}" for number in range(classes))
 
 
 def _below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -416,12 +416,38 @@ def test_processes_give_the_same_table(wb, samples, tmp_path, monkeypatch):
         out = tmp_path / "parts"
         assert_frame_equal(evaluate(wb, methods, some, executor=pool, out=out, batch=2), alone)
         assert len(parts(out)) == 2 * len(methods)
-        monkeypatch.chdir(tmp_path)  # where the workers are not: they cannot reach the folder
+        monkeypatch.chdir(tmp_path)  # where the workers are not: their "afar" is another folder
         some, methods = some[:2], ["gradient", "oracle"]
         alone = evaluate(wb, methods, some, batch=1)
         afar = evaluate(wb, methods, some, executor=pool, out="afar", batch=1)
         assert_frame_equal(afar, alone)
         assert len(parts(tmp_path / "afar")) == 4
+        own = dataclasses.replace(wb, model=of_a_notebook(wb.model))
+        assert_frame_equal(evaluate(own, methods, some, executor=pool, batch=1), alone)
+
+
+def of_a_notebook(model):
+    """A network whose class no worker can import."""
+
+    class Own(torch.nn.Sequential):
+        pass
+
+    return Own(model).eval()
+
+
+class Afar(Executor):
+    """A worker that reads what it is sent, and does not see the folder of results."""
+
+    def submit(self, work, task):
+        future = Future()
+        future.set_result(work(dataclasses.replace(task, folder=None)))
+        return future
+
+
+def test_results_of_workers_afar_are_written_here(wb, samples, tmp_path):
+    table = evaluate(wb, CHEAP, samples[:4], out=tmp_path, executor=Afar(), batch=2)
+    assert len(parts(tmp_path)) == 4
+    assert_frame_equal(table, evaluate(wb, CHEAP, samples[:4]))
 
 
 def test_a_failing_block_leaves_the_others_results(wb, samples, tmp_path, calls, monkeypatch):
@@ -508,7 +534,7 @@ def test_a_worker_that_does_not_reach_the_network_says_so(wb, tmp_path):
         altered = dataclasses.replace(there, digest="0" * 64)
         with pytest.raises(ValueError, match="is not the file that this run wrote"):
             altered.workbench()
-    gone = dataclasses.replace(there, path=tmp_path / "gone.pt")
+    gone = dataclasses.replace(there, path=tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="choose as out= a folder that all machines share"):
         gone.workbench()
     assert list(tmp_path.iterdir()) == []
@@ -546,11 +572,11 @@ class Living(Sequence):
 
 
 @pytest.mark.parametrize("threads", [False, True])
-def test_samples_are_held_no_longer_than_needed(wb, monkeypatch, threads):
-    monkeypatch.setattr(workers, "AHEAD", 3)
+def test_samples_are_held_no_longer_than_needed(wb, threads):
     held = Living([datasets.Scenes("test", 24)[index] for index in range(24)])
     with ThreadPoolExecutor(2) as pool:
-        table = evaluate(wb, CHEAP, held, batch=2, executor=pool if threads else None)
+        executor = pool if threads else None
+        table = evaluate(wb, CHEAP, held, batch=2, executor=executor, ahead=3)
     assert table["sample"].nunique() == 24
     assert held.most <= 2 * ((3 + 2 if threads else 1) + 1)
 
@@ -604,6 +630,9 @@ def test_a_folder_of_other_settings_is_refused(wb, samples, tmp_path):
     shallow = dataclasses.replace(wb, depths=wb.depths[:2])
     with pytest.raises(ValueError, match=r"other settings .depths"):
         evaluate(shallow, CHEAP, samples[:2], out=tmp_path)
+    for changed in ({"sets": ((1,),) * 10}, {"top": "features.16"}):
+        with pytest.raises(ValueError, match=f"other settings .{next(iter(changed))} "):
+            evaluate(dataclasses.replace(wb, **changed), CHEAP, samples[:2], out=tmp_path)
     assert parts(tmp_path) == before
 
 

@@ -75,6 +75,29 @@ def test_what_is_there_is_not_computed_again(photos, tmp_path, monkeypatch, caps
     assert "holds maps of other settings: choose another folder" in capsys.readouterr().err
 
 
+def test_another_photo_of_the_same_name_is_explained_anew(wb, photos, tmp_path):
+    out = tmp_path / "out"
+    command(photos / "scene0.png", out, "--method", "edges")
+    before = np.load(out / "scene0.png.npz")["map"]
+    Image.fromarray(wb.test.scene(5).image).save(photos / "scene0.png")
+    command(photos / "scene0.png", out, "--method", "edges")
+    after = np.load(out / "scene0.png.npz")["map"]
+    assert not np.allclose(before, after)
+    expected = METHODS["edges"](wb, wb.test[5].image[None], [0])[0]
+    np.testing.assert_allclose(after, expected, rtol=1e-5)
+    (out / "scene0.png.npz").write_bytes(b"damaged")
+    command(photos / "scene0.png", out, "--method", "edges")
+    np.testing.assert_array_equal(np.load(out / "scene0.png.npz")["map"], after)
+
+
+def test_another_seed_is_another_folder(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    command(photos / "scene0.png", out, "--method", "random")
+    with pytest.raises(SystemExit):
+        command(photos / "scene0.png", out, "--method", "random", "--seed", "1")
+    assert "holds maps of other settings" in capsys.readouterr().err
+
+
 def test_a_class_can_be_named(wb, photos, tmp_path):
     name = wb.class_names[7]
     for label, out in (("7", tmp_path / "a"), (name, tmp_path / "b")):
@@ -93,6 +116,7 @@ def test_a_class_can_be_named(wb, photos, tmp_path):
         (["--label", "fisch"], "no class 'fisch'; near matches: fish"),
         (["--label", "10"], "no class '10'"),
         (["--weights", "gone.safetensors"], "no weights at gone.safetensors"),
+        (["--device", "nowhere"], "no device 'nowhere' on this machine"),
     ],
 )
 def test_mistakes_end_in_a_sentence(photos, tmp_path, capsys, words, told):
@@ -117,14 +141,16 @@ def test_a_network_of_torchvision_needs_photos_for_its_statistics(home, photos, 
     network = ["--model", "resnet18", "--weights", str(path)]
     with pytest.raises(SystemExit):
         command(photos, tmp_path / "none", *network)
-    assert "no statistics: fit them first" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("no statistics: fit them first") == 1
+    assert "pass --reference FOLDER of ordinary photos" in said
     command(photos, tmp_path / "lrp", *network, "--method", "lrp-epsilon-plus")
-    with pytest.warns(UserWarning, match=r"left out: text\.jpg"):
-        command(photos, tmp_path / "iba", *network, "--reference", str(photos))
-    settings = json.loads((tmp_path / "iba" / "settings.json").read_text())
+    with pytest.warns(UserWarning, match=r"left out: text\.jpg"):  # into the folder that failed
+        command(photos, tmp_path / "none", *network, "--reference", str(photos))
+    settings = json.loads((tmp_path / "none" / "settings.json").read_text())
     assert settings["statistics"][1] == 2
     assert settings["model"] == models.fingerprint(models.torchvision_network("resnet18", path))
-    with np.load(tmp_path / "iba" / "scene0.png.npz") as kept:
+    with np.load(tmp_path / "none" / "scene0.png.npz") as kept:
         assert kept["map"].shape == (224, 224)
         assert np.isfinite(kept["map"]).all()
 

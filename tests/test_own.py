@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import get_model
 
 import riba
-from riba import datasets, evaluation, models, segmentation, workbench
+from riba import datasets, evaluation, models, panels, segmentation, workbench
 from riba.datasets import Preparation
 from riba.segmentation import Entry, Photos
 from riba.workbench import Workbench
@@ -127,8 +127,13 @@ def test_methods_explain_a_set_of_classes(small, name):
 
 
 def test_the_readout_says_that_it_is_of_another_network(wb):
+    image = wb.test[0].image[None]
     with pytest.raises(ValueError, match="readout"):
-        riba.METHODS["readout-iba"](wb, wb.test[0].image[None], [0])
+        riba.METHODS["readout-iba"](wb, image, [0])
+    bare = dataclasses.replace(wb, statistics=None, depths=wb.depths[:1])
+    for name in ("readout-iba", "iba-joint"):
+        with pytest.raises(ValueError, match="no statistics: fit them first"):
+            riba.METHODS[name](bare, image, [0])
 
 
 def test_without_photos_what_needs_statistics_says_so(home, weights):
@@ -191,6 +196,21 @@ def test_cached_weights_are_taken(hub, weights):
     model = models.torchvision_network("resnet18")
     assert torch.equal(model.fc.weight, torch.load(weights)["fc.weight"])
     assert not model.training
+
+
+def test_damaged_cached_weights_are_named(hub):
+    hub.mkdir(exist_ok=True)
+    for content in (b"", b"<html>not found</html>"):
+        (hub / "resnet18-f37072fd.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth cannot be read as weights"):
+            models.torchvision_network("resnet18")
+
+
+def test_pictures_are_prepared_for_the_weights_that_were_asked_for():
+    sizes = [workbench.torchvision_input("resnet50", f"IMAGENET1K_V{k}")[0].resize for k in (1, 2)]
+    assert sizes == [256, 232]
+    with pytest.raises(ValueError, match="IMAGENET1K_FEATURES of vgg16 know no classes"):
+        riba.load("vgg16", weights="IMAGENET1K_FEATURES")
 
 
 class Evil:
@@ -269,6 +289,27 @@ def test_what_cannot_be_judged_is_left_out_or_refused(wb, voc):
 
 
 # --- any network ---------------------------------------------------------------------------------
+
+
+def test_what_has_no_mask_or_no_label_is_passed_over(wb, voc):
+    unmasked = segmentation.unmasked(voc / "JPEGImages", wb.prepare)
+    kept, passed = evaluation.select(wb, unmasked)
+    assert (len(kept), passed["no mask or no label"]) == (0, 4)
+    assert len(segmentation.readable(unmasked)[0]) == 4
+
+
+def test_classes_have_numbers_where_the_photos_do_not_name_them(home, voc):
+    model = models.scenenet()
+    photos = segmentation.voc(voc, Preparation(128, 128, (0.5,) * 3, (0.25,) * 3))
+    bench = Workbench.of(model, "features.14", photos, sets=[(3,)] * 20)
+    assert bench.class_names == tuple(f"class {number}" for number in range(10))
+    assert bench.targets([2]).shape == (1, 10)
+
+
+def test_panels_say_that_there_is_nothing_to_show(home, weights):
+    bare = riba.load("resnet18", weights=weights)
+    with pytest.raises(ValueError, match="no photos to show"):
+        panels.explorer(bare)
 
 
 def test_a_network_of_ones_own(home, voc):

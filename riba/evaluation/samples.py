@@ -10,6 +10,7 @@ from riba.workbench import Workbench
 SMALLEST, LARGEST = 0.01, 0.75
 """Objects outside this share of the image are not judged."""
 NO_COUNTERPART, UNREADABLE = "no such class in the network", "unreadable"
+UNLABELLED = "no mask or no label"
 
 
 def select(
@@ -43,6 +44,8 @@ def select(
 
 def _unfit(wb: Workbench, sample: datasets.Sample) -> str | None:
     """Why a sample cannot be judged; None where it can."""
+    if sample.mask is None or sample.label is None:
+        return UNLABELLED
     if not SMALLEST <= sample.mask.double().mean() <= LARGEST:
         return "object too small or large"
     classes = wb.classes(sample.label)

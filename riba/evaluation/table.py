@@ -21,7 +21,7 @@ from torch import Tensor
 
 from riba import datasets, files, metrics, progress
 from riba.bottleneck import in_chunks
-from riba.evaluation.workers import Packed, packed, results
+from riba.evaluation.workers import AHEAD, Packed, packed, results
 from riba.methods import METHODS, find_method
 from riba.models import fingerprint, near_matches
 from riba.workbench import Workbench
@@ -52,6 +52,7 @@ def evaluate(
     seed: int = 0,
     batch: int = BATCH,
     explain: str = "label",
+    ahead: int = AHEAD,
 ) -> pd.DataFrame:
     """Explain every sample by every method and measure every map.
 
@@ -80,6 +81,9 @@ def evaluate(
     explain
         ``"label"``, the class or set of classes that a sample's label stands for
         (:meth:`Workbench.targets`), or ``"prediction"``, the class that the network sees first.
+    ahead
+        Blocks of samples at the executor's workers at once: twice the number of workers keeps all
+        of them busy.
 
     Returns
     -------
@@ -91,8 +95,8 @@ def evaluate(
     Raises
     ------
     ValueError
-        Unknown method or metric (near matches listed), a sample without a name used twice, no
-        mask, an empty one or one of another size than its image, a label that the network does
+        Unknown method or metric (near matches listed), a sample that is there twice, no mask, an
+        empty one or one of another size than its image, a label that the network does
         not know, or an ``out`` of other settings.
     RuntimeError
         Something went wrong in a worker; what was measured until then is kept in ``out``.
@@ -112,7 +116,7 @@ def evaluate(
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     samples, rows, bad = _read_once(wb, samples, metrics, explain)
-    folder = None if out is None else _opened(Path(out), wb, explain)
+    folder = None if out is None else _opened(Path(out).resolve(), wb, explain)
     done = _read(folder)
     done = done[done["seed"] == seed]
     blocks = list(_blocks(rows, methods, tuple(metrics), done, batch))
@@ -123,7 +127,7 @@ def evaluate(
         for indices, jobs in blocks
     )
     with progress.counter("maps", total) as bar:
-        for frame in _run(wb, tasks, folder, executor):
+        for frame in _run(wb, tasks, folder, executor, ahead):
             frames.append(frame)
             bar.update(frame["digest"].nunique())
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
@@ -258,7 +262,11 @@ class _Task:
 
 
 def _run(
-    wb: Workbench, tasks: Iterator[_Task], folder: Path | None, executor: Executor | None
+    wb: Workbench,
+    tasks: Iterator[_Task],
+    folder: Path | None,
+    executor: Executor | None,
+    ahead: int,
 ) -> Iterator[pd.DataFrame]:
     if executor is None:
         for task in tasks:
@@ -269,7 +277,7 @@ def _run(
         if not isinstance(executor, ThreadPoolExecutor):
             known = stack.enter_context(packed(wb, folder))
         work = partial(_explain_all, known)
-        for frames in results(executor, work, (task.read() for task in tasks)):
+        for frames in results(executor, work, (task.read() for task in tasks), ahead):
             for frame in frames:
                 if folder and not _part(frame, folder).is_file():  # the worker could not reach it
                     _write(frame, folder)
@@ -400,6 +408,8 @@ def _opened(folder: Path, wb: Workbench, explain: str) -> Path:
         "depths": list(wb.depths),
         "statistics": wb.statistics and [wb.statistics.dataset, wb.statistics.count],
         "band": metrics.localisation.BAND,
+        "sets": wb.sets and [list(classes) for classes in wb.sets],
+        "top": wb.top,
         "explain": explain,
         "precision": wb.precision and str(wb.precision),
     }

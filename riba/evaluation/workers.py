@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
@@ -13,13 +13,13 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-import torch
+import cloudpickle
 
 from riba import files
 from riba.workbench import Workbench
 
 AHEAD = 32
-"""Tasks that wait at the workers: enough to keep them busy, and no more in memory."""
+"""Tasks at the workers at once: enough for sixteen of them, and no more in memory."""
 
 
 # --- the network -----------------------------------------------------------------------------
@@ -56,14 +56,13 @@ class Packed:
 @contextmanager
 def packed(wb: Workbench, folder: Path | None) -> Iterator[Packed]:
     """``wb`` as a file in ``folder``, or in a temporary one, that goes away afterwards."""
-    buffer = io.BytesIO()
-    torch.save(wb, buffer)
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    content = cloudpickle.dumps(wb)  # unlike pickle's, a network defined in a notebook travels too
+    digest = hashlib.sha256(content).hexdigest()
     with tempfile.TemporaryDirectory() as temporary:
-        path = (folder or Path(temporary)).resolve() / f".workbench-{digest[:16]}.pt"
+        path = (folder or Path(temporary)).resolve() / f".workbench-{digest[:16]}"
         with files.whole(path) as part:
-            part.write_bytes(buffer.getbuffer())
-        del buffer
+            part.write_bytes(content)
+        del content
         try:
             yield Packed(path, digest)
         finally:
@@ -79,13 +78,13 @@ def _unpacked(path: Path, digest: str) -> Workbench:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path} is not the file that this run wrote: start it again")
-    return torch.load(io.BytesIO(content), weights_only=False)  # our own, as the digest says
+    return pickle.loads(content)  # our own, as the digest says
 
 
 # --- the results -----------------------------------------------------------------------------
 
 
-def results(executor: Executor, work: Callable, tasks: Iterable) -> Iterator:
+def results(executor: Executor, work: Callable, tasks: Iterable, ahead: int = AHEAD) -> Iterator:
     """What ``work`` gives for every task, in the order in which they are done.
 
     Tasks are taken one by one as places become free: those to come are not in memory yet.
@@ -98,7 +97,7 @@ def results(executor: Executor, work: Callable, tasks: Iterable) -> Iterator:
     tasks, waiting, failures, tried = iter(tasks), set(), [], 0
     try:
         while True:
-            for task in islice(tasks, AHEAD - len(waiting)):
+            for task in islice(tasks, ahead - len(waiting)):
                 tried += 1
                 try:
                     waiting.add(executor.submit(work, task))

@@ -408,11 +408,21 @@ class Panel:
 
 
 def own(wb: Workbench) -> Workbench:
-    """The workbench with a network of its own.
+    """The workbench with a network of its own, on the CPU.
 
     A panel works in the background, and hangs hooks into the network while a cell may be using it.
+
+    Raises
+    ------
+    ValueError
+        There is nothing to show.
     """
-    return replace(wb, model=frozen_copy(wb.model))
+    if not len(wb.test):
+        raise ValueError(
+            "this workbench has no photos to show: load it with data=, or pass photos to "
+            "Workbench.of"
+        )
+    return replace(wb, model=frozen_copy(wb.model).cpu())
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,7 @@ def randomise(wb: Workbench, **settings: object) -> kit.Panel:
 
     @lru_cache(maxsize=1)
     def reference() -> list[Tensor]:
-        drawn = progress.track(range(REFERENCE), "drawing scenes")
+        drawn = progress.track(range(min(REFERENCE, len(wb.train))), "drawing scenes")
         return list(datasets.stack([wb.train[index] for index in drawn])[0].split(32))
 
     @lru_cache(maxsize=kit.KEPT)
