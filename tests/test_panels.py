@@ -713,6 +713,15 @@ def test_units_are_those_of_the_methods(method, unit):
         assert unit in inspect.getdoc(METHODS[method]).lower()
 
 
+@pytest.mark.parametrize("make", [panels.allocation, panels.bottleneck, panels.descent,
+    panels.explorer, panels.randomise, panels.resolution, panels.rule_bench])  # fmt: skip
+def test_labels_of_controls_are_short_enough_to_be_seen(wb, runs, unpainted, make):
+    panel = make(wb)
+    for control in panel.controls.values():
+        if not isinstance(control, widgets.Checkbox):
+            assert len(control.description) <= 20, control.description
+
+
 def test_a_thumbnail_chooses_its_scene(wb, runs, unpainted):
     panel = panels.explorer(wb, methods=("edges",))
     button(panel, "scene 5").click()

@@ -191,7 +191,9 @@ class Curves:
         labelled = [line for line in self.lines if line.label]
         for row, line in enumerate(reversed(labelled)):
             y = frame.y + frame.height - 14 - 17 * row
-            page.text(frame.x + 10, y, f"— {line.label}", colour=line.colour, size=12, anchor="lm")
+            words = f"— {line.label}"
+            page.clear(frame.x + 10, y, words, size=12)
+            page.text(frame.x + 10, y, words, colour=line.colour, size=12, anchor="lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +324,11 @@ class Page:
                 formula = _formula(part, round(size * self.scale))
                 self.image.paste(INK, (round(x), round(y - formula.height / 2)), formula)
                 x += formula.width
+
+    def clear(self, x: float, y: float, words: str, *, size: int) -> None:
+        """Make room for words that begin at ``x`` and have their middle at ``y``."""
+        width = _font(round(size * self.scale)).getlength(words) / self.scale
+        self.rectangle(x - 2, y - size * 0.6, width + 4, size * 1.2, "white")
 
     def rectangle(self, x: float, y: float, width: float, height: float, colour: str) -> None:
         """A filled rectangle; nothing where it is empty."""

@@ -54,7 +54,7 @@ def randomise(wb: Workbench, **settings: object) -> kit.Panel:
 
     controls = {
         "scene": scene_slider(wb),
-        "count": slider(widgets.IntSlider, "layers, from the logits", value=1, max=len(layers)),
+        "count": slider(widgets.IntSlider, "layers drawn anew", value=1, max=len(layers)),
         "alone": tick("only the last of these layers"),
         "seed": slider(widgets.IntSlider, "seed of the weights", value=0, max=9),
     }
