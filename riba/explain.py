@@ -17,7 +17,7 @@ from PIL import Image
 
 from riba import files, plots, progress, segmentation
 from riba.methods import METHODS, find_method, unit
-from riba.models import fingerprint, near_matches
+from riba.models import near_matches
 from riba.workbench import NETWORKS, SCENES, Workbench, load, photo_reference
 
 TABLE = "maps.csv"
@@ -95,10 +95,7 @@ def opened(arguments: argparse.Namespace, wb: Workbench, wanted: int | None) -> 
     """Make the folder, or see that the maps it holds are of these very settings."""
     out = arguments.out
     settings = {
-        "model": fingerprint(wb.model),
-        "layer": wb.layer,
-        "statistics": wb.statistics and [wb.statistics.dataset, wb.statistics.count],
-        "depths": list(wb.depths),
+        **wb.facts,
         "method": arguments.method,
         "class": wanted,
         "seed": arguments.seed,

@@ -20,7 +20,15 @@ from tqdm.auto import tqdm
 
 from riba import datasets
 from riba.bottleneck import MIN_STD, check_statistics, measure, restricted_moments
-from riba.models import DATA, SCENENET_LAYER, check_images, load_weights, split, watched
+from riba.models import (
+    DATA,
+    SCENENET_LAYER,
+    check_images,
+    device_of,
+    load_weights,
+    split,
+    watched,
+)
 from riba.statistics import FeatureStatistics
 
 READOUT_WEIGHTS = DATA / "readout.safetensors"
@@ -160,7 +168,7 @@ def scenenet_readout(
 
 
 def _new(model: nn.Module, layer: str, layers: Sequence[str], stats: FeatureStatistics) -> Readout:
-    example = torch.zeros(1, 3, *stats.size, device=next(model.parameters()).device)
+    example = torch.zeros(1, 3, *stats.size, device=device_of(model))
     with torch.no_grad():
         r, read = record(model, layer, layers, example)
     return Readout(read.shape[1], r.shape[1]).to(example.device)

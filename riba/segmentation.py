@@ -297,7 +297,7 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
         It holds a class that the subset does not have.
     """
     root = Path(root)
-    places = [root, *(root / f"ImageNetS{count}" for count in (50, 300, 919))]
+    places = [root, *(root / name for name in _SUBSETS)]
     masks = [place / f"{split}-segmentation" for place in places if place.name in _SUBSETS]
     found = next((place for place in masks if place.is_dir()), None)
     if found is None:

@@ -173,6 +173,16 @@ class Workbench:
         """The lowest and the highest value a pixel can have, as the network sees it, each 3×1×1."""
         return tuple(bound.to(self.device) for bound in self.prepare.bounds)
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a folder of results must agree with, as JSON has it: network, layers, statistics."""
+        return {
+            "model": models.fingerprint(self.model),
+            "layer": self.layer,
+            "depths": list(self.depths),
+            "statistics": self.statistics and [self.statistics.dataset, self.statistics.count],
+        }
+
     def to_rgb(self, image: Tensor) -> Tensor:
         """Undo the normalisation: 3×H×W as the network sees it to H×W×3 in 0–1."""
         return self.prepare.to_rgb(image)
@@ -345,8 +355,7 @@ def load(
     network = NETWORKS[name]
     if name in SCENES and data is not None:
         raise ValueError(f"{name} knows drawn scenes only: for photos load a torchvision network")
-    if name in IMAGENET:
-        torchvision_input(name, weights)  # refuses before anything is downloaded
+    named = torchvision_input(name, weights) if name in IMAGENET else None
     if model is None:  # in this memory format convolutions are a third faster on a CPU
         weights = weights or network.weights
         if weights is None and name == "small-resnet":
@@ -363,8 +372,7 @@ def load(
             raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
     layer = network.depths[0] if layer is None else layer
     models.find_layer(model, layer)
-    if name in IMAGENET:
-        named = torchvision_input(name, weights)
+    if named is not None:
         return _on_photos(name, model, layer, named, data, root, precision)
     reference = scene_reference()
     return Workbench(

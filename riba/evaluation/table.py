@@ -23,7 +23,7 @@ from riba import datasets, files, metrics, progress
 from riba.bottleneck import in_chunks
 from riba.evaluation.workers import AHEAD, Packed, packed, results
 from riba.methods import METHODS, find_method
-from riba.models import fingerprint, near_matches
+from riba.models import near_matches
 from riba.workbench import Workbench
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
@@ -403,10 +403,7 @@ def _with_gaps(values: Tensor, rows: Tensor) -> Tensor:
 def _opened(folder: Path, wb: Workbench, explain: str) -> Path:
     """The folder, new or of these very settings."""
     settings = {
-        "model": fingerprint(wb.model),
-        "layer": wb.layer,
-        "depths": list(wb.depths),
-        "statistics": wb.statistics and [wb.statistics.dataset, wb.statistics.count],
+        **wb.facts,
         "band": metrics.localisation.BAND,
         "sets": wb.sets and [list(classes) for classes in wb.sets],
         "top": wb.top,
