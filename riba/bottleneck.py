@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba import progress
-from riba.models import Cut, check_images, check_targets, class_logit, device_of, split
+from riba.models import check_images, check_targets, class_logit, device_of
+from riba.network import Part, explicit
 from riba.statistics import FeatureStatistics
 
 MIN_STD = 0.01
@@ -295,8 +296,8 @@ class InformationBottleneck:
         self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
         self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
         self.chunk = chunk or max(1, COPIES // samples)
-        self._cut: Cut | None = None
 
+    @torch.inference_mode(False)
     def __call__(
         self,
         images: Tensor,
@@ -327,6 +328,7 @@ class InformationBottleneck:
             :func:`riba.models.check_targets`).
         """
         check_images(self.model, images)
+        self.stats.check(self.model, self.layer)  # the weights may have changed since
         given, logits = self._open(images)
         given = replace(given, targets=check_targets(targets, logits))
         self.stats.check_features(given.r)
@@ -354,16 +356,14 @@ class InformationBottleneck:
     @torch.no_grad()
     def _open(self, images: Tensor) -> tuple[_Given, Tensor]:
         """Features of all images, and the logits without a bottleneck (B×classes)."""
-        if self._cut is None:
-            self._cut = split(self.model, self.layer, images[:1])
+        head, tail = explicit(self.model, [self.layer], images).parts
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            r, *others = self._cut.head(images[part])
-            logits = self._cut.tail(r.clone(), *others)  # an in-place ReLU must not reach r
-            return logits, r, *others
+            features = head(images[part])
+            return *tail(*features), *features
 
         logits, r, *others = self._chunked(run, len(images))
-        return _Given(r, tuple(others)), logits
+        return _Given(tail, r, tuple(others)), logits
 
     def _draws(self, r: Tensor, noise: Tensor | None) -> Iterator[Tensor]:
         shape = (self.samples, *r.shape[1:])
@@ -417,7 +417,7 @@ class InformationBottleneck:
         z = restrict(given.r, lambda_, noise, stats.mean, std, stats.active).flatten(0, 1)
         copies = given.copies(self.samples)
         with mixed(z, self.precision):
-            logits = self._cut.tail(z, *copies.others)
+            (logits,) = given.tail(z, *copies.others)
         log_p = log_probability(logits.to(z), copies.targets)
         log_p = log_p.unflatten(0, (-1, self.samples))
         cross_entropy = -log_p.mean(1)
@@ -453,17 +453,18 @@ class InformationBottleneck:
 class _Given:
     """What stays the same during the optimisation of a batch."""
 
+    tail: Part
     r: Tensor
     others: tuple[Tensor, ...]
     targets: Tensor | None = None
 
     def of(self, part: slice) -> _Given:
         others = tuple(other[part] for other in self.others)
-        return _Given(self.r[part], others, self.targets[part])
+        return _Given(self.tail, self.r[part], others, self.targets[part])
 
     def copies(self, samples: int) -> _Given:
         others = tuple(other.repeat_interleave(samples, 0) for other in self.others)
-        return _Given(self.r, others, self.targets.repeat_interleave(samples, 0))
+        return replace(self, others=others, targets=self.targets.repeat_interleave(samples, 0))
 
 
 def in_chunks(

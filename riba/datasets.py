@@ -190,12 +190,15 @@ class Preparation:
         no memory.
     mean, std
         Of the normalisation, per colour.
+    interpolation
+        How pictures are resized.
     """
 
     resize: int
     crop: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR
 
     @classmethod
     def of(cls, transforms: object) -> Preparation:
@@ -211,7 +214,7 @@ class Preparation:
 
     def square(self, picture: np.ndarray) -> np.ndarray:
         """H×W×3 uint8 to crop×crop×3 uint8: what the network sees."""
-        return np.array(self._square(Image.fromarray(picture), Image.Resampling.BILINEAR))
+        return np.array(self._square(Image.fromarray(picture), self.interpolation))
 
     def normalise(self, picture: np.ndarray) -> Tensor:
         """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from riba import progress
 from riba.bottleneck import Information, InformationBottleneck, openness, settled
-from riba.models import check_targets, class_logit, split
+from riba.models import check_targets, class_logit
+from riba.network import explicit
 from riba.priors import PRIORS, Head
 from riba.statistics import FeatureStatistics
 
@@ -153,6 +154,7 @@ class InputIBA:
         self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
         self.mean, self.std = mean, std
 
+    @torch.inference_mode(False)
     def __call__(self, images: Tensor, targets: Tensor | list[int]) -> InputInformation:
         """Explain ``targets``: B ints, or B×classes bool for a set of classes each.
 
@@ -163,14 +165,14 @@ class InputIBA:
         """
         features = self.bottleneck(images, targets)
         bits = features.bits(tuple(images.shape[-2:]))
-        cut = split(self.model, self.layer, images[:1])
+        head, _ = explicit(self.model, [self.layer], images).parts
         with torch.no_grad():
             logits = self.model(images[:1]).expand(len(images), -1)  # how many classes there are
             targets = check_targets(targets, logits)
         rows = zip(images, targets, bits, features.features, features.lambda_, strict=True)
         with torch.enable_grad():
             parts = [
-                self._one(lambda noised: cut.head(noised)[0], *row)
+                self._one(lambda noised: head(noised)[0], *row)
                 for row in progress.track(rows, "InputIBA", len(images))
             ]
         prior, alpha, probability, trace = map(torch.stack, zip(*parts, strict=True))

@@ -9,7 +9,6 @@ optimisation serves all depths, and costs about as much as the shallowest bottle
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -29,15 +28,8 @@ from riba.bottleneck import (
     mixed,
     restricted_moments,
 )
-from riba.models import (
-    Cut,
-    check_images,
-    check_targets,
-    device_of,
-    find_layer,
-    split,
-    watched,
-)
+from riba.models import check_images, check_targets, device_of
+from riba.network import Explicit, explicit
 from riba.statistics import FeatureStatistics
 
 
@@ -92,9 +84,8 @@ class JointBottlenecks:
         self.precision = precision
         self.lr, self.sigma, self.initial_alpha, self.seed = lr, sigma, initial_alpha, seed
         self.chunk = chunk or max(1, COPIES // samples)
-        self._cut: Cut | None = None
-        self._order: list[str] = []
 
+    @torch.inference_mode(False)
     def __call__(self, images: Tensor, targets: Tensor | list[int]) -> dict[str, Information]:
         """The information that the class ``targets`` needs at every layer, the deepest first.
 
@@ -109,12 +100,14 @@ class JointBottlenecks:
             Images, targets or statistics do not fit, or a layer is not on the network's one path.
         """
         check_images(self.model, images)
-        if self._cut is None:
-            self._prepare(images[:1])
-        (logits, *features), _ = in_chunks(partial(self._open, images), len(images), COPIES)
+        for layer, stats in self.statistics.items():
+            stats.check(self.model, layer)  # the weights may have changed since
+        net = explicit(self.model, self.statistics, images)
+        open_ = partial(self._open, net, images)
+        (logits, *features), _ = in_chunks(open_, len(images), COPIES)
         targets = check_targets(targets, logits)
-        r, others = features[: len(self._order)], features[len(self._order) :]
-        for layer, found in zip(self._order, r, strict=True):
+        r, others = features[: len(net.layers)], features[len(net.layers) :]
+        for layer, found in zip(net.layers, r, strict=True):
             self.statistics[layer].check_features(found)
         alphas = [torch.full_like(found, self.initial_alpha) for found in r]
         adam = torch.optim.Adam(alphas, lr=self.lr)
@@ -123,7 +116,8 @@ class JointBottlenecks:
         with progress.counter("joint bottlenecks", (self.steps + 1) * len(images)) as bar:
             for step in range(self.steps + 1):
                 last = step == self.steps
-                work = partial(self._step, r, others, targets, alphas, next(draws), bar, not last)
+                given = (net, r, others, targets, alphas, next(draws))
+                work = partial(self._step, given, bar, not last)
                 results, self.chunk = in_chunks(work, len(images), self.chunk)
                 rows.append(results[: 3 + len(r)])
                 if last:
@@ -133,30 +127,19 @@ class JointBottlenecks:
                 before = [alpha.clone() for alpha in alphas]
                 adam.step()
         opened = log_probability(logits, targets).exp()
-        return self._information(r, alphas, before, opened, rows)
+        return self._information(net.layers, r, alphas, before, opened, rows)
 
     @torch.no_grad()
-    def _prepare(self, example: Tensor) -> None:
-        """Find the order in which the layers run, and cut the network behind the first."""
-        with watched(self.model, self.statistics) as kept:
-            self.model(example)
-        missing = [layer for layer in self.statistics if layer not in kept]
-        if missing:
-            raise ValueError(f"the forward pass never runs layer {missing[0]!r}: leave it out")
-        self._order = list(kept)
-        first, *deeper = self._order
-        self._cut = split(self.model, first, example, whole=deeper)
-
-    @torch.no_grad()
-    def _open(self, images: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """Logits and the features of every layer without a bottleneck; and what the tail needs."""
-        r, *others = self._cut.head(images[part])
-        with watched(self.model, self._order[1:]) as kept:
-            logits = self._cut.tail(r.clone(), *others)
-        missing = [layer for layer in self._order[1:] if layer not in kept]
-        if missing:
-            raise ValueError(f"layer {missing[0]!r} does not run above {self._order[0]!r}")
-        return logits, r, *kept.values(), *others
+    def _open(self, net: Explicit, images: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """Logits and the features of every layer without a bottleneck; what goes past the first."""
+        head, *above = net.parts
+        values = head(images[part])
+        found, others = [values[0]], values[1:]
+        for piece in above:
+            values = piece(*values)
+            found.append(values[0])
+        *r, logits = found
+        return logits, *r, *others
 
     def _draws(self, r: list[Tensor]) -> Iterator[list[Tensor]]:
         """Noise without end, for every layer; on the CPU, so that a GPU gets the same."""
@@ -168,49 +151,31 @@ class JointBottlenecks:
             ]
 
     def _step(
-        self,
-        r: list[Tensor],
-        others: list[Tensor],
-        targets: Tensor,
-        alphas: list[Tensor],
-        noise: list[Tensor],
-        bar: progress.Counter,
-        learn: bool,
-        part: slice,
+        self, given: tuple, bar: progress.Counter, learn: bool, part: slice
     ) -> tuple[Tensor, ...]:
         """Loss, cross-entropy, probability, nats of every layer; and the gradient of every α."""
+        net, r, others, targets, alphas, noise = given
         with torch.set_grad_enabled(learn):
             own = [alpha[part].detach().requires_grad_(learn) for alpha in alphas]
-            given = [found[part] for found in r]
-            rows = self._losses(given, [o[part] for o in others], targets[part], own, noise)
+            features, beside = ([x[part] for x in values] for values in (r, others))
+            rows = self._losses(net, features, beside, targets[part], own, noise)
             gradients = torch.autograd.grad(rows[0].sum(), own) if learn else ()
         bar.update(len(own[0]))
         return *(row.detach() for row in rows), *gradients
 
     def _losses(
         self,
+        net: Explicit,
         r: list[Tensor],
         others: list[Tensor],
         targets: Tensor,
         alphas: list[Tensor],
         noise: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        nats = []
-        with ExitStack() as hooks:
-            for place, (layer, found, alpha, draw) in enumerate(
-                zip(self._order, r, alphas, noise, strict=True)
-            ):
-                lambda_, passed = self._measure(layer, found, alpha)
-                nats.append(passed)
-                replace = partial(self._restrict, layer, lambda_, draw)
-                if place == 0:
-                    z = replace(None, None, found.repeat_interleave(self.samples, 0))
-                else:
-                    handle = find_layer(self.model, layer).register_forward_hook(replace)
-                    hooks.callback(handle.remove)
-            copies = [other.repeat_interleave(self.samples, 0) for other in others]
-            with mixed(z, self.precision):
-                logits = self._cut.tail(z, *copies).to(z)
+        measured = [self._measure(*row) for row in zip(net.layers, r, alphas, strict=True)]
+        copies = [x.repeat_interleave(self.samples, 0) for x in (r[0], *others)]
+        logits = self._run(net, copies, [lambda_ for lambda_, _ in measured], noise)
+        nats = [passed for _, passed in measured]
         log_p = log_probability(logits, targets.repeat_interleave(self.samples, 0))
         log_p = log_p.unflatten(0, (-1, self.samples))
         cross_entropy = -log_p.mean(1)
@@ -218,16 +183,21 @@ class JointBottlenecks:
         totals = [passed.sum((1, 2, 3)) for passed in nats]
         return loss, cross_entropy, log_p.exp().mean(1), *totals
 
-    def _restrict(
-        self,
-        layer: str,
-        lambda_: Tensor,
-        noise: Tensor,
-        _module: object,
-        _inputs: object,
-        h: Tensor,
+    def _run(
+        self, net: Explicit, values: list[Tensor], lambdas: list[Tensor], noise: list[Tensor]
     ) -> Tensor:
-        """A forward hook: the layer's features (B·S×C×h×w), with noise in the place of λ's rest."""
+        """Logits of the copies, with noise in the features of every layer."""
+        kind = values[0]
+        with mixed(kind, self.precision):
+            for layer, lambda_, draw, piece in zip(
+                net.layers, lambdas, noise, net.parts[1:], strict=True
+            ):
+                features, *others = values
+                values = piece(self._restrict(layer, lambda_, draw, features), *others)
+        return values[0].to(kind)
+
+    def _restrict(self, layer: str, lambda_: Tensor, noise: Tensor, h: Tensor) -> Tensor:
+        """A layer's features (B·S×C×h×w), with noise in the place of λ's rest."""
         stats = self.statistics[layer]
         std = stats.std.clamp(min=MIN_STD)
         copies = h.unflatten(0, (-1, self.samples))
@@ -239,6 +209,7 @@ class JointBottlenecks:
 
     def _information(
         self,
+        layers: Sequence[str],
         r: list[Tensor],
         alphas: list[Tensor],
         before: list[Tensor],
@@ -248,7 +219,7 @@ class JointBottlenecks:
         loss, cross_entropy, probability, *totals = map(torch.stack, zip(*rows, strict=True))
         found = {}
         for layer, features, alpha, earlier, total in zip(
-            self._order, r, alphas, before, totals, strict=True
+            layers, r, alphas, before, totals, strict=True
         ):
             lambda_, nats = self._measure(layer, features, alpha)
             found[layer] = Information(

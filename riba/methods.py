@@ -27,9 +27,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from captum.attr import (
-    DeepLift,
-    GuidedBackprop,
-    GuidedGradCam,
     IntegratedGradients,
     LayerAttribution,
     LayerGradCam,
@@ -37,14 +34,25 @@ from captum.attr import (
 )
 from skimage.filters import sobel
 from torch import Tensor, nn
+from zennit.composites import LayerMapComposite
 from zennit.core import Composite
+from zennit.rules import ReLUGuidedBackprop
 
 from riba import bottleneck, relevance, rules
 from riba.bottleneck import Information, InformationBottleneck, to_bits
+from riba.deeplift import deeplift as deeplift_
 from riba.input_iba import InputIBA, InputInformation
 from riba.joint import JointBottlenecks
 from riba.kept import Kept
-from riba.models import check_images, check_targets, class_logit, find_layer, near_matches
+from riba.models import (
+    check_images,
+    check_targets,
+    class_logit,
+    errors_in_words,
+    find_layer,
+    near_matches,
+)
+from riba.network import explicit, frozen_copy
 from riba.readout import scenenet_readout
 from riba.statistics import FeatureStatistics
 from riba.workbench import Workbench
@@ -87,6 +95,7 @@ def _method(name: str) -> Callable[[Method], Method]:
         reads_masks = "masks" in inspect.signature(function).parameters
 
         @functools.wraps(function)
+        @torch.inference_mode(False)
         def checked(
             wb: Workbench,
             images: Tensor,
@@ -96,9 +105,9 @@ def _method(name: str) -> Callable[[Method], Method]:
             seed: int = 0,
             **parameters: object,
         ) -> Tensor:
-            given, images = images, images.to(wb.device)
+            given, images = images, images.to(wb.device).clone()  # no inference tensor
             check_images(wb.model, images)
-            with torch.no_grad():  # one image tells how many classes there are
+            with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
                 logits = wb.model(images[:1]).expand(len(images), -1)
             targets = check_targets(targets, logits)
             if reads_masks:
@@ -126,7 +135,7 @@ class _Explained(nn.Module):
 
 def _explained(wb: Workbench) -> _Explained:
     """On a private copy, because Captum hangs hooks into it, without in-place activations."""
-    private = relevance.frozen_copy(wb.model)
+    private = frozen_copy(wb.model)
     for module in private.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
@@ -213,34 +222,44 @@ def integrated_gradients(
 
 @_method("deeplift")
 def deeplift(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-    """Captum's DeepLIFT (rescale rule) against mid-grey, summed over colours. Signed.
+    """DeepLIFT (rescale rule) against mid-grey, summed over colours. Signed; see there.
 
     Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation
-    Differences", ICML 2017.
+    Differences", ICML 2017: a map adds up to the difference of the logits of image and grey. Of a
+    set of classes it is the logits' mean by their softmax, held fixed. :mod:`riba.deeplift`.
 
     Raises
     ------
     ValueError
-        The network runs an activation twice, as torchvision's ResNets do.
+        The network has a step that DeepLIFT has no rule for.
     """
-    try:
-        maps = DeepLift(_explained(wb)).attribute(images, additional_forward_args=(targets,))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"DeepLIFT does not work on {type(wb.model).__name__}: it needs every activation to be "
-            f"a module of its own that runs once ({error})"
-        ) from error
-    return maps.sum(1)
+    net = explicit(wb.model, [], images)
+    with torch.no_grad():
+        (logits,) = net.parts[0](images)
+        shares = relevance.class_shares(logits, targets)
+    return deeplift_(net, images, torch.zeros_like(images), lambda z: (z * shares).sum(1)).sum(1)
 
 
 @_method("guided-backprop")
 def guided_backprop(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-    """Captum's Guided Backpropagation, the largest magnitude over colours. Unsigned.
+    """Guided Backpropagation by Zennit's rule, the largest magnitude over colours. Unsigned.
 
     Springenberg et al., "Striving for Simplicity", ICLR workshop 2015.
+
+    Raises
+    ------
+    ValueError
+        The network has no ReLU: the map would be the plain gradient.
     """
-    method = GuidedBackprop(_explained(wb))
-    return method.attribute(images, additional_forward_args=(targets,)).abs().amax(1)
+    net = frozen_copy(explicit(wb.model, [], images).plain, share=True)
+    relus = (nn.ReLU, nn.ReLU6)
+    if not any(isinstance(module, relus) for module in net.modules()):
+        raise ValueError(
+            f"{type(wb.model).__name__} has no ReLU to guide: its map would be the plain gradient; "
+            "use that"
+        )
+    with LayerMapComposite([(relus, ReLUGuidedBackprop())]).context(net):
+        return _gradient(net, images, targets).abs().amax(1)
 
 
 @_method("grad-cam")
@@ -258,14 +277,12 @@ def grad_cam(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -
 
 @_method("guided-grad-cam")
 def guided_grad_cam(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-    """Captum's Guided Grad-CAM: Guided-BP times Grad-CAM, largest magnitude over colours. Unsigned.
+    """Guided-BP times Grad-CAM at ``wb.top``, the largest magnitude over colours. Unsigned.
 
-    Selvaraju et al., "Grad-CAM", ICCV 2017, at ``wb.top``.
+    Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
-    explained = _explained(wb)
-    method = GuidedGradCam(explained, find_layer(explained.model, wb.top))
-    maps = method.attribute(images, additional_forward_args=(targets,), interpolate_mode="bilinear")
-    return maps.abs().amax(1)
+    guided = guided_backprop(wb, images, targets, seed=seed)
+    return guided * grad_cam(wb, images, targets, seed=seed)
 
 
 @_method("occlusion")

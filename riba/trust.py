@@ -18,7 +18,7 @@ from riba import datasets, relevance
 from riba.bottleneck import InformationBottleneck
 from riba.joint import JointBottlenecks
 from riba.models import find_layer, fingerprint, names_through
-from riba.relevance import frozen_copy
+from riba.network import frozen_copy
 from riba.statistics import FeatureStatistics
 
 

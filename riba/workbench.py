@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from riba import datasets, models, scenes, segmentation
+from riba import datasets, models, photos, scenes, segmentation
 from riba.datasets import Preparation, Sample
 from riba.segmentation import Photos
 from riba.statistics import FeatureStatistics
@@ -235,7 +235,8 @@ class Workbench:
         """Class probabilities, B×classes, on the device of the images."""
         there = images.to(self.device)
         models.check_images(self.model, there)
-        return self.model(there).softmax(dim=1).to(images.device)
+        with models.errors_in_words(there):
+            return self.model(there).softmax(dim=1).to(images.device)
 
 
 NO_STATISTICS = (
@@ -244,6 +245,30 @@ NO_STATISTICS = (
 )
 
 # --- networks by name ----------------------------------------------------------------------------
+
+
+Input = tuple[Preparation, tuple[str, ...]]
+"""How pictures become input of a network, and the names of its classes."""
+
+
+def torchvision_input(name: str, weights: Path | str | None = None) -> Input:
+    """How pictures become input of a network of torchvision, and the names of its classes.
+
+    Parameters
+    ----------
+    weights
+        Name of published weights; for a file of weights, or None, the first published ones count.
+
+    Raises
+    ------
+    ValueError
+        These weights have no classes: they are of the layers below alone.
+    """
+    published = {entry.name: entry for entry in get_model_weights(name)}
+    chosen = published.get(str(weights), next(iter(published.values())))
+    if not chosen.meta.get("categories"):
+        raise ValueError(f"{weights} of {name} know no classes: take {next(iter(published))}")
+    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
 
 
 @dataclass(frozen=True)
@@ -258,16 +283,20 @@ class Network:
         The bundled file; None where there is none.
     depths, top
         As in :class:`Workbench`; the first of the depths is the default layer.
+    input
+        Of photos, by weights; None: the network takes drawn scenes.
     """
 
     build: Callable[[Path | str | None], nn.Module]
     weights: Path | None
     depths: tuple[str, ...]
     top: str
+    input: Callable[[Path | str | None], Input] | None = None
 
 
 def _of_torchvision(name: str, depths: Sequence[str], top: str) -> Network:
-    return Network(partial(models.torchvision_network, name), None, tuple(depths), top)
+    build, named = partial(models.torchvision_network, name), partial(torchvision_input, name)
+    return Network(build, None, tuple(depths), top, named)
 
 
 SCENES = {
@@ -302,7 +331,17 @@ IMAGENET = {
 """Networks of torchvision, by name. The layer is the published one for VGG16 (conv4_1, stride 8)
 and its like elsewhere; the depths mirror the bundled network's, and were not chosen on photos."""
 
-NETWORKS = SCENES | IMAGENET
+LITE0 = "efficientnet-lite0"
+REAL = {
+    LITE0: Network(
+        *(models.efficientnet_lite0, None, ("blocks.4", "blocks.2", "blocks.1"), "bn2"),
+        lambda weights: (photos.LITE0, torchvision_input("resnet50")[1]),
+    )
+}
+"""The network of ImageNet whose weights an installation brings; its depths, at strides 16, 8 and 4,
+were not chosen on photos either."""
+
+NETWORKS = SCENES | REAL | IMAGENET
 
 
 def load(
@@ -322,7 +361,8 @@ def load(
     ----------
     name
         ``"scenenet"``, the bundled network on procedural scenes; ``"small-resnet"``, which needs
-        ``weights`` of your own training; or a VGG or ResNet of torchvision (``"vgg16"``,
+        ``weights`` of your own training; ``"efficientnet-lite0"``, an ImageNet network that the
+        installation brings, on a few photos; or a VGG or ResNet of torchvision (``"vgg16"``,
         ``"resnet50"``, …; :data:`NETWORKS` has all). For another network: :meth:`Workbench.of`.
     layer
         Where the bottleneck sits; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
@@ -354,8 +394,8 @@ def load(
         raise ValueError(f"no workbench called {name!r}; {near} (riba.workbench.NETWORKS has all)")
     network = NETWORKS[name]
     if name in SCENES and data is not None:
-        raise ValueError(f"{name} knows drawn scenes only: for photos load a torchvision network")
-    named = torchvision_input(name, weights) if name in IMAGENET else None
+        raise ValueError(f"{name} knows drawn scenes only: for photos load {LITE0} or another")
+    named = network.input and network.input(weights)
     if model is None:  # in this memory format convolutions are a third faster on a CPU
         weights = weights or network.weights
         if weights is None and name == "small-resnet":
@@ -395,7 +435,7 @@ def _on_photos(
     name: str,
     model: nn.Module,
     layer: str,
-    named: tuple[Preparation, tuple[str, ...]],
+    named: Input,
     data: str | Photos | None,
     root: Path | str | None,
     precision: torch.dtype | None,
@@ -404,36 +444,20 @@ def _on_photos(
     known = NETWORKS[name]
     settings = {"depths": known.depths, "top": known.top, "name": name, "precision": precision}
     settings["class_names"] = class_names
+    if data is None and name in REAL:
+        test, reference = photos.examples(class_names), crop_reference()
+        bare = Workbench.of(model, layer, test[:0], **settings)
+        stats = reference.statistics(model, layer)
+        return replace(bare, test=test, reference=reference, statistics=stats)
     if data is None:
-        photos = Photos([], prepare, class_names, segmentation.silhouette)
-        return Workbench.of(model, layer, photos, **settings)
-    photos = reference = data
+        return Workbench.of(
+            model, layer, Photos([], prepare, class_names, segmentation.silhouette), **settings
+        )
+    test = reference = data
     if not isinstance(data, Photos):
-        photos, reference = segmentation.splits(data, root, prepare)
-    sets = segmentation.sets_of(photos)
-    return Workbench.of(model, layer, photos, reference=reference, sets=sets, **settings)
-
-
-def torchvision_input(
-    name: str, weights: Path | str | None = None
-) -> tuple[Preparation, tuple[str, ...]]:
-    """How pictures become input of a network of torchvision, and the names of its classes.
-
-    Parameters
-    ----------
-    weights
-        Name of published weights; for a file of weights, or None, the first published ones count.
-
-    Raises
-    ------
-    ValueError
-        These weights have no classes: they are of the layers below alone.
-    """
-    published = {entry.name: entry for entry in get_model_weights(name)}
-    chosen = published.get(str(weights), next(iter(published.values())))
-    if not chosen.meta.get("categories"):
-        raise ValueError(f"{weights} of {name} know no classes: take {next(iter(published))}")
-    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
+        test, reference = segmentation.splits(data, root, prepare)
+    sets = segmentation.sets_of(test)
+    return Workbench.of(model, layer, test, reference=reference, sets=sets, **settings)
 
 
 def _class_names(model: nn.Module, photos: Photos) -> tuple[str, ...]:
@@ -466,6 +490,12 @@ def reference_images() -> list[Tensor]:
     pictures = datasets.drawn("train", REFERENCE_IMAGES).images
     batches = [pictures[row : row + 100] for row in range(0, len(pictures), 100)]
     return [torch.stack([datasets.SCENES.normalise(p) for p in rows]) for rows in batches]
+
+
+def crop_reference() -> Reference:
+    """A thousand crops of the photos that an installation brings."""
+    dataset = f"crops-{photos.digest()}"
+    return Reference(dataset, photos.LITE0.crop, REFERENCE_IMAGES, photos.crops)
 
 
 def photo_reference(photos: Photos) -> Reference:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.models import resnet18
 
-from riba import models
+from riba import network
 from riba.bottleneck import (
     MIN_STD,
     InformationBottleneck,
@@ -21,7 +22,8 @@ from riba.bottleneck import (
     smooth,
     to_bits,
 )
-from riba.models import fingerprint, run_until, split
+from riba.models import fingerprint, run_until
+from riba.network import explicit
 from riba.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
@@ -243,7 +245,7 @@ def test_information_fits_together(trained):
         _, nats = iba.measure(info.features, alpha)
         torch.testing.assert_close(row, nats.sum((1, 2, 3)))
     torch.testing.assert_close(info.nats, iba.measure(info.features, info.alpha)[1].clamp(min=0))
-    assert torch.equal(info.features, run_until(model, layer, images[:4]).detach())
+    torch.testing.assert_close(info.features, run_until(model, layer, images[:4]).detach())
     loss = info.trace.cross_entropy + info.trace.information / stats.mean.numel()
     torch.testing.assert_close(info.trace.loss, loss)
     p = model(images[:4]).softmax(1).detach()[range(4), targets[:4]]
@@ -348,7 +350,7 @@ def test_a_set_of_classes_counts_together(trained):
 
 def test_a_skip_connection_past_the_bottleneck(residual):
     model, stats, images = residual
-    assert not split(model, "inner", images[:1]).exact
+    assert not explicit(model, ["inner"], images).reason
     noise = torch.randn(5, 3, *stats.mean.shape)
     iba = InformationBottleneck(model, "inner", stats, steps=5, samples=3, lr=0.5, beta=0.5)
     info = iba(images[:3], [0, 1, 2], noise)
@@ -362,8 +364,10 @@ def test_a_skip_connection_past_the_bottleneck(residual):
 def test_hook_and_traced_paths_agree(trained, monkeypatch):
     model, layer, stats, images, targets = trained
     traced = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
-    monkeypatch.setattr(models, "_traced", lambda *_: None)
-    assert not split(model, layer, images[:1]).exact
+    monkeypatch.setattr(network, "_traced", None)
+    monkeypatch.setattr(network, "_known", WeakKeyDictionary())
+    with pytest.warns(UserWarning, match="cannot be traced"):
+        assert explicit(model, [layer], images).reason
     hooked = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
     torch.testing.assert_close(traced.nats, hooked.nats, rtol=1e-3, atol=1e-3)
 
@@ -384,23 +388,24 @@ def test_in_place_relu_behind_the_layer_spares_the_features():
     model, images = nn.Sequential(*layers).eval(), torch.randn(20, 3, 8, 8)
     stats = FeatureStatistics.fit(model, "0", images)
     info = InformationBottleneck(model, "0", stats, steps=2)(images[:2], [0, 1])
-    assert torch.equal(info.features, model[0](images[:2]).detach())
+    torch.testing.assert_close(info.features, model[0](images[:2]).detach())
     assert (info.features < 0).any()
 
 
-def test_halves_the_chunk_when_memory_runs_out(trained):
+def test_halves_the_chunk_when_memory_runs_out(trained, monkeypatch):
     model, layer, stats, images, targets = trained
     iba = InformationBottleneck(model, layer, stats, steps=2, samples=4)
     expected = iba(images[:7], targets[:7]).nats
-    cut, seen = iba._cut, []
+    net, seen = explicit(model, [layer], images), []
+    head, tail = net.parts
 
     def small(z):
         seen.append(len(z))
         if len(z) > 8:
             raise torch.OutOfMemoryError("no room")
-        return cut.tail(z)
+        return tail(z)
 
-    iba._cut = models.Cut(cut.head, small, exact=True)
+    monkeypatch.setattr(net, "parts", (head, small))
     torch.testing.assert_close(iba(images[:7], targets[:7]).nats, expected, rtol=1e-3, atol=1e-3)
     assert max(seen) > 8
     assert seen[-1] <= 8
@@ -408,7 +413,7 @@ def test_halves_the_chunk_when_memory_runs_out(trained):
     def full(z):
         raise torch.OutOfMemoryError("no room")
 
-    iba._cut = models.Cut(cut.head, full, exact=True)
+    monkeypatch.setattr(net, "parts", (head, full))
     with pytest.raises(torch.OutOfMemoryError):
         iba(images[:7], targets[:7])
 

@@ -524,7 +524,7 @@ def test_images_and_networks_that_mislead_are_refused(metric, images, maps):
         metric(convolution().train(), images, TARGETS, maps)
     with pytest.raises(ValueError, match="looks like 0–255"):
         metric(convolution(), 100 * images, TARGETS, maps)
-    with pytest.raises(ValueError, match="the network takes 3"):
+    with pytest.raises(ValueError, match="does not take images of 1×"):
         metric(convolution(), images[:, :1], TARGETS, maps)
 
 

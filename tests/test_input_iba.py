@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 import riba
 from riba import datasets, priors
 from riba.input_iba import InputIBA, input_capacity
-from riba.models import split
+from riba.network import explicit
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -137,7 +137,7 @@ def test_the_network_collects_no_gradients(wb, batch):
 def given(wb, batch):
     """Arguments of a fit, for the first image."""
     features = InputIBA(wb.model, wb.layer, wb.statistics).bottleneck(*(x[:1] for x in batch[:2]))
-    head = split(wb.model, wb.layer, batch[0][:1]).head
+    head, _ = explicit(wb.model, [wb.layer], batch[0][:1]).parts
     return (
         lambda images: head(images)[0],
         batch[0][0],

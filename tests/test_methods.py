@@ -230,7 +230,7 @@ def test_bad_input_is_told_in_a_sentence(wb, batch):
             METHODS[name](wb, images[:1] * torch.nan, targets[:1])
 
 
-def test_deeplift_refuses_a_network_that_runs_an_activation_twice(wb, batch):
+def test_deeplift_adds_up_where_an_activation_runs_twice(wb, batch):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -240,6 +240,7 @@ def test_deeplift_refuses_a_network_that_runs_an_activation_twice(wb, batch):
         def forward(self, x):
             return self.relu(self.second(self.relu(self.first(x)))).mean((2, 3))
 
-    bench = riba.Workbench(Twice().eval(), *(None,) * 8)
-    with pytest.raises(ValueError, match="DeepLIFT does not work on Twice"):
-        METHODS["deeplift"](bench, batch[0][:1], [3])
+    bench, image = riba.Workbench(Twice().eval(), *(None,) * 8), batch[0][:1]
+    with torch.no_grad():
+        difference = (bench.model(image) - bench.model(torch.zeros_like(image)))[0, 3]
+    torch.testing.assert_close(METHODS["deeplift"](bench, image, [3]).sum(), difference)

@@ -7,7 +7,6 @@ from torchvision.models import resnet18, vgg16
 
 from riba import models
 from riba.models import (
-    SCENENET_LAYER,
     check_images,
     check_targets,
     class_logit,
@@ -17,7 +16,6 @@ from riba.models import (
     load_weights,
     run_until,
     scenenet,
-    split,
     stopped_at,
 )
 
@@ -44,103 +42,7 @@ def net():
     return scenenet(weights=None)
 
 
-class Twice(nn.Module):
-    """A block that runs two times in one pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
-        self.unused = nn.Conv2d(3, 3, 1)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
-
-    def forward(self, x):
-        return self.head(self.block(self.block(x)))
-
-
-class Untraceable(nn.Module):
-    """Control flow that depends on the values defeats torch.fx."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Conv2d(3, 4, 3, padding=1)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 64, 3))
-
-    def forward(self, x):
-        x = self.body(x)
-        return self.head(x if x.sum() > 0 else -x)
-
-
-# --- cutting in two --------------------------------------------------------------------------
-
-
-def assert_cut(model, layer, images, *, exact):
-    """The parts give the network's logits, on images the cut was not checked with, too."""
-    cut = split(model, layer, images[:1])
-    assert cut.exact is exact
-    with torch.no_grad():
-        features, *others = cut.head(images)
-        torch.testing.assert_close(features, run_until(model, layer, images))
-        torch.testing.assert_close(cut.tail(features.clone(), *others), model(images))
-        assert not torch.allclose(cut.tail(features + 1, *others), model(images), atol=1e-6)
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-@pytest.mark.parametrize("layer", ["features.0", "features.16", "features.17", "features"])
-def test_vgg_is_cut_exactly(vgg, layer):
-    assert_cut(vgg, layer, IMAGES, exact=True)
-
-
-@pytest.mark.parametrize("layer", ["conv1", "maxpool", "layer2", "layer3.0", "layer4"])
-def test_resnet_is_cut_behind_containers(resnet, layer):
-    assert_cut(resnet, layer, IMAGES, exact=True)
-
-
-@pytest.mark.parametrize("layer", ["layer2.0.bn2", "layer3.1.conv1", "layer2.0.downsample"])
-def test_inside_a_residual_block_a_hook_does_it(resnet, layer):
-    assert_cut(resnet, layer, IMAGES, exact=False)
-
-
-def test_an_in_place_relu_spares_the_features_of_the_hooked_cut(resnet):
-    cut = split(resnet, "layer2.0.bn1", IMAGES[:1])  # a ReLU writes into what it returns
-    assert not cut.exact
-    with torch.no_grad():
-        features, *others = cut.head(IMAGES)
-        before = features.clone()
-        cut.tail(features, *others)
-    assert torch.equal(features, before)
-
-
-def test_an_untraceable_network_falls_back_to_a_hook():
-    torch.manual_seed(0)
-    assert_cut(Untraceable().eval(), "body", IMAGES[:, :, :8, :8], exact=False)
-
-
-def test_the_bundled_network_is_cut_exactly(net):
-    assert_cut(net, SCENENET_LAYER, torch.randn(2, 3, 128, 128), exact=True)
-
-
-def test_the_tail_shares_the_weights(net):
-    images = torch.randn(1, 3, 128, 128)
-    cut = split(net, SCENENET_LAYER, images)
-    with torch.no_grad():
-        net.classifier[2].bias += 1
-        torch.testing.assert_close(cut.tail(*cut.head(images)), net(images))
-
-
-@pytest.mark.parametrize("layer", ["block", "block.0"])
-def test_a_layer_that_runs_twice_is_refused(layer):
-    with pytest.raises(ValueError, match="runs 2 times"):
-        split(Twice().eval(), layer, IMAGES[:1, :, :8, :8])
-
-
-def test_a_layer_that_never_runs_is_refused():
-    with pytest.raises(ValueError, match="never runs layer 'unused'"):
-        split(Twice().eval(), "unused", IMAGES[:1, :, :8, :8])
-
-
-def test_a_layer_without_maps_is_refused(net):
-    with pytest.raises(ValueError, match="choose a layer with maps"):
-        split(net, "classifier.1", torch.randn(1, 3, 128, 128))
+# --- running a part --------------------------------------------------------------------------
 
 
 def test_an_interrupted_pass_leaves_no_hook(net):
@@ -184,16 +86,20 @@ GOOD = torch.zeros(2, 3, 16, 16)
         (GOOD + 255, "looks like 0–255"),
         (GOOD.log() * 0, "NaN or infinite"),
         (GOOD - torch.inf, "NaN or infinite"),
-        (GOOD[:, :1], "1 channels, the network takes 3"),
         (GOOD[:0], "empty"),
         (GOOD[0], r"image\[None\]"),
         (GOOD.numpy(), "got ndarray"),
     ],
-    ids=["ints", "0-255", "nan", "inf", "grey", "empty", "3-D", "numpy"],
+    ids=["ints", "0-255", "nan", "inf", "empty", "3-D", "numpy"],
 )
 def test_bad_images_are_refused(net, images, message):
     with pytest.raises(ValueError, match=message):
         check_images(net, images)
+
+
+def test_what_the_network_raises_of_an_image_becomes_a_sentence(net):
+    with pytest.raises(ValueError, match=r"does not take images of 1×16×16 \(.*3 channels"):
+        run_until(net, "features.3", GOOD[:, :1])
 
 
 def test_good_images_pass_but_not_in_training_mode(net):
@@ -264,7 +170,7 @@ def test_truncated_weights(weights):
 
 def test_weights_of_another_network(weights):
     with pytest.raises(ValueError, match="another network"):
-        load_weights(Twice(), weights)
+        load_weights(nn.Conv2d(3, 3, 3), weights)
 
 
 def test_batch_norm_is_for_training_only(net):

@@ -113,10 +113,6 @@ def test_methods_explain_a_set_of_classes(small, name):
     targets = wb.targets([sample.label])
     assert targets.dtype == torch.bool
     assert len(wb.classes(sample.label)) == targets.sum() > 10
-    if name == "deeplift":
-        with pytest.raises(ValueError, match="DeepLIFT does not work on ResNet"):
-            riba.METHODS[name](wb, sample.image[None], targets)
-        return
     if name == "iba-depth-4":
         with pytest.raises(ValueError, match="this workbench has 3 depths"):
             riba.METHODS[name](wb, sample.image[None], targets)

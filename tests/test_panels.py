@@ -16,6 +16,7 @@ from PIL import Image
 import riba
 from riba import METHODS, methods, models, panels, plots, progress, relevance, rules, trust
 from riba.bottleneck import InformationBottleneck
+from riba.network import explicit
 from riba.panels import bench, budget, controls, kit, photo, scrubber, stairs
 from riba.panels.paint import Bars, View, paint
 
@@ -567,7 +568,7 @@ def test_the_last_step_is_what_the_bottleneck_found(wb):
     image, label = wb.test[3].image[None], wb.test[3].label
     iba = InformationBottleneck(wb.model, wb.layer, wb.statistics, steps=4, sigma=0.5, samples=3)
     information = iba(image, [label], keep_steps=True)
-    tail = models.split(wb.model, wb.layer, image).tail
+    _, tail = explicit(wb.model, [wb.layer], image).parts
     course = scrubber.Course(wb, image, information, tail, samples=3, sigma=0.5)
     lambda_, nats, through = course.at(4)
     assert lambda_.equal(information.lambda_)

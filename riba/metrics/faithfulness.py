@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from riba.models import check_images, check_targets, class_logit
+from riba.models import check_images, check_targets, class_logit, errors_in_words
 
 STEPS = 20
 BLUR = 5.0
@@ -184,7 +184,8 @@ def _logits(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -
 
 
 def _run(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in images.split(AT_ONCE)])
+    with errors_in_words(images):
+        return torch.cat([model(part) for part in images.split(AT_ONCE)])
 
 
 def _area(scores: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ from riba import plots, progress
 from riba.datasets import Sample
 from riba.kept import Kept
 from riba.models import near_matches
+from riba.network import frozen_copy
 from riba.panels.paint import SHOWN, WIDTH, Picture, View, paint
-from riba.relevance import frozen_copy
 from riba.workbench import Workbench
 
 BADGES = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import ipywidgets as widgets
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riba import bottleneck as iba
-from riba import models
+from riba import network
 from riba.bottleneck import Information, InformationBottleneck
 from riba.panels import kit
 from riba.panels.controls import choice, scene_slider, slider, strides
@@ -40,7 +39,7 @@ def bottleneck(wb: Workbench, **settings: object) -> kit.Panel:
         settings = {"beta": beta, "steps": steps, "samples": samples, "sigma": sigma}
         bottleneck = InformationBottleneck(at.model, layer, at.statistics, **settings)
         information = bottleneck(image, wb.targets([sample.label]), keep_steps=True)
-        tail = models.split(at.model, layer, image).tail
+        _, tail = network.explicit(at.model, [layer], image).parts
         return Course(at, image, information, tail, samples, sigma)
 
     def draw(course: Course, scene: int, step: int) -> View:
@@ -68,7 +67,7 @@ class Course:
     wb: Workbench
     image: Tensor
     information: Information
-    tail: Callable[[Tensor], Tensor]
+    tail: network.Part
     samples: int
     sigma: float
 
@@ -86,7 +85,7 @@ class Course:
         std = stats.std.clamp(min=iba.MIN_STD)
         z = iba.restrict(r, lambda_, noise, stats.mean, std, stats.active)[0]
         with torch.no_grad():
-            through = self.tail(z).softmax(1).mean(0)
+            through = self.tail(z)[0].softmax(1).mean(0)
         return lambda_, nats.clamp(min=0), through
 
 
