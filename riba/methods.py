@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,6 +65,9 @@ METHODS: dict[str, Method] = {}
 
 UNITS = {"iba": "bits", "readout": "bits", "relevance": "nats", "lrp": "logits"}
 """Unit of a map by the first word of its method; the others have none."""
+
+INCOMPLETE, MOST_STEPS = 0.05, 400
+"""By how much Integrated Gradients may miss their sum before more steps are taken, and how many."""
 
 AT_ONCE = 32
 """Images that pass through the network together."""
@@ -202,19 +206,35 @@ def integrated_gradients(
     """Captum's Integrated Gradients from mid-grey, summed over colours. Signed.
 
     Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017: a map adds up
-    to the difference of the logits of image and grey. 50 Gauss-Legendre steps.
+    to the difference of the logits of image and grey. Gauss-Legendre steps, 50 or twice as many
+    until that holds within 5 %.
+
+    Warns
+    -----
+    UserWarning
+        It does not hold with 400 steps: says how far off the worst map is.
     """
-    return (
-        IntegratedGradients(_explained(wb))
-        .attribute(
-            images,
-            additional_forward_args=(targets,),
+    explained, maps = _explained(wb), torch.zeros_like(images)
+    method, left = IntegratedGradients(explained), torch.arange(len(images), device=images.device)
+    with torch.no_grad():
+        rise = explained(images, targets) - explained(torch.zeros_like(images), targets)
+    while len(left):
+        maps[left] = method.attribute(
+            images[left],
+            additional_forward_args=(targets[left],),
             n_steps=steps,
-            internal_batch_size=max(AT_ONCE, len(images)),
-        )
-        .sum(1)
-        .to(images.dtype)
-    )
+            internal_batch_size=max(AT_ONCE, len(left)),
+        ).to(images.dtype)
+        off = ((maps[left].sum((1, 2, 3)) - rise[left]) / rise[left]).abs()
+        left, steps = left[off > INCOMPLETE], 2 * steps
+        if len(left) and steps > MOST_STEPS:
+            warnings.warn(
+                f"Integrated Gradients are {off.max():.0%} off their sum with {steps // 2} steps: "
+                "read such a map with care",
+                stacklevel=2,
+            )
+            break
+    return maps.sum(1)
 
 
 # --- modified backward passes --------------------------------------------------------------------

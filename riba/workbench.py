@@ -495,7 +495,8 @@ def reference_images() -> list[Tensor]:
 def crop_reference() -> Reference:
     """A thousand crops of the photos that an installation brings."""
     dataset = f"crops-{photos.digest()}"
-    return Reference(dataset, photos.LITE0.crop, REFERENCE_IMAGES, photos.crops)
+    crops = partial(photos.crops, REFERENCE_IMAGES)
+    return Reference(dataset, photos.LITE0.crop, REFERENCE_IMAGES, crops)
 
 
 def photo_reference(photos: Photos) -> Reference:
