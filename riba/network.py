@@ -132,24 +132,11 @@ FUNCTIONS: dict[str, frozenset[str]] = {
         "dropout2d dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand "
         "expand_as broadcast_to movedim swapaxes",
         "affine": "neg batch_norm",
+        "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
     }.items()
 }
-"""Kinds of functions by name, those of arithmetic aside (:func:`kind`)."""
-QUERIES = frozenset(
-    [
-        "size",
-        "dim",
-        "numel",
-        "getattr",
-        "len",
-        "zeros_like",
-        "ones_like",
-        "new_zeros",
-        "new_ones",
-        "stride",
-    ]
-)
-"""Functions of a tensor whose result does not depend on its values."""
+"""Kinds of functions by name, those of arithmetic aside (:func:`kind`). What a query returns does
+not depend on the values of its tensor, unless it is a tensor itself (``x.T``)."""
 OUT_OF_PLACE = {
     **{getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul")},
     operator.itruediv: operator.truediv,
@@ -324,9 +311,9 @@ class _Shapes(fx.Interpreter):
         node.meta["operation"] = _operation(self.module, node)
         node.meta["shape"] = result.shape if isinstance(result, Tensor) else None
         node.meta["constant"] = None if list(_tensors(result)) else result
-        node.meta["varies"] = node.op == "placeholder" or (
-            name_of(node) not in QUERIES and bool(node.op != "get_attr" and varying(node))
-        )
+        attribute = isinstance(result, Tensor) and name_of(node) == "getattr"
+        query = name_of(node) in FUNCTIONS["query"] and not attribute
+        node.meta["varies"] = node.op == "placeholder" or bool(varying(node) and not query)
         return result
 
 
@@ -848,7 +835,7 @@ def _check_whole(net: fx.GraphModule, example: Tensor, network: str, layer: str 
         return relevance
 
     pixels = _hand_down(net, example, start, rules.composite())["pixels"].double()
-    arrived, negative = pixels.sum().item() / total, pixels.min().item() / total
+    arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
     where = "the logits" if layer is None else f"layer {layer!r}"
     if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
         raise ValueError(
