@@ -204,7 +204,8 @@ class Preparation:
     def of(cls, transforms: object) -> Preparation:
         """From ``Weights.….transforms()`` of torchvision."""
         size = transforms.resize_size[0], transforms.crop_size[0]
-        return cls(*size, tuple(transforms.mean), tuple(transforms.std))
+        interpolation = Image.Resampling[transforms.interpolation.name]
+        return cls(*size, tuple(transforms.mean), tuple(transforms.std), interpolation)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from riba.network import Explicit, kind, refusal, varying
 
 SAME = 1e-6
 """Differences below this are none: the slope takes the place of the quotient."""
+INCOMPLETE = 0.01
+"""Share of the logits by which contributions may miss their sum before they are refused."""
 
 
 def deeplift(
@@ -37,13 +39,23 @@ def deeplift(
     Raises
     ------
     ValueError
-        The network has a step without a rule, as layer norms and attention; names it.
+        The network has a step without a rule, as layer norms and attention, and names it; or the
+        contributions do not add up to the difference.
     """
+    dtype = next((weight.dtype for weight in net.plain.parameters()), images.dtype)
+    images, baseline = images.to(dtype), baseline.to(dtype)
     with torch.inference_mode(False), torch.enable_grad():
         both = torch.cat([images, baseline]).detach().clone().requires_grad_()
-        logits = _Interpreter(net.plain).run(both)
-        (multiplier,) = torch.autograd.grad(logit(logits.chunk(2)[0]).sum(), both)
-    return multiplier.chunk(2)[0] * (images - baseline)
+        here, there = map(logit, _Interpreter(net.plain).run(both).chunk(2))
+        (multiplier,) = torch.autograd.grad(here.sum(), both)
+    contributions = multiplier.chunk(2)[0] * (images - baseline)
+    missed = (contributions.sum((1, 2, 3)) - (here - there)).abs()
+    if not (missed <= INCOMPLETE * (here.abs() + there.abs()) + SAME).all():
+        raise ValueError(
+            f"DeepLIFT of {net.network} does not add up to the difference of the logits: it has a "
+            "step that works across images or places; use another method"
+        )
+    return contributions
 
 
 class _Interpreter(fx.Interpreter):
@@ -53,7 +65,7 @@ class _Interpreter(fx.Interpreter):
         if not node.meta["varies"] or node.op in ("placeholder", "output"):
             return super().run_node(node)
         what = kind(self.module, node)
-        if what in (None, "norm"):
+        if what in (None, "norm") or (what in RULES and node.meta["shape"] is None):
             raise refusal(node, method="DeepLIFT")
         if what not in RULES:
             return super().run_node(node)

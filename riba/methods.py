@@ -278,8 +278,9 @@ def guided_backprop(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int
             f"{type(wb.model).__name__} has no ReLU to guide: its map would be the plain gradient; "
             "use that"
         )
+    weight = next(net.parameters(), images)
     with LayerMapComposite([(relus, ReLUGuidedBackprop())]).context(net):
-        return _gradient(net, images, targets).abs().amax(1)
+        return _gradient(net, images.to(weight.dtype), targets).abs().amax(1)
 
 
 @_method("grad-cam")

@@ -337,8 +337,10 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         NaN or infinity, looks like 0–255, has the wrong number of channels, or lies on another
         device than the model.
     """
-    if model.training:
-        raise ValueError("the model is in training mode: call model.eval() first")
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        part = f"the part {training!r} of the model" if training else "the model"
+        raise ValueError(f"{part} is in training mode: call model.eval() first")
     if not isinstance(images, Tensor) or images.ndim != 4:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(
@@ -469,7 +471,9 @@ def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tenso
 
     def keep(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         outputs[name] = output
-        return output.clone()  # an in-place ReLU behind would overwrite what is kept
+        return (
+            output.clone() if isinstance(output, Tensor) else output
+        )  # an in-place ReLU behind would overwrite what is kept
 
     handles = [
         find_layer(model, name).register_forward_hook(partial(keep, name)) for name in layers

@@ -18,10 +18,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn.utils import fusion, parametrize, prune
 from torchvision.ops import FrozenBatchNorm2d
 from zennit.core import Composite
@@ -130,7 +131,7 @@ FUNCTIONS: dict[str, frozenset[str]] = {
         "view": "cat concat concatenate stack getitem view reshape flatten unflatten permute "
         "transpose chunk split unbind squeeze unsqueeze contiguous clone dropout dropout1d "
         "dropout2d dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand "
-        "expand_as broadcast_to movedim swapaxes",
+        "expand_as broadcast_to movedim swapaxes _returned",
         "affine": "neg batch_norm",
         "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
     }.items()
@@ -181,7 +182,8 @@ def kind(net: fx.GraphModule, node: fx.Node) -> str | None:
         return "product" if len(inputs) == 2 else "affine" if len(set(node.args)) == 2 else None
     if name in ("div", "truediv"):
         return "affine" if len(inputs) == 1 and node.args[0] is inputs[0] else None
-    return next((kind for kind, names in FUNCTIONS.items() if name in names), None)
+    found = next((kind for kind, names in FUNCTIONS.items() if name in names), None)
+    return found if found == "view" or len(inputs) == 1 else None
 
 
 def refusal(node: fx.Node, more: str = "", method: str = "LRP") -> ValueError:
@@ -212,14 +214,15 @@ def frozen_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and share:
-                plain = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
-                weight = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(plain, requires_grad=False) if weight else plain
-        for tensor in _tensors(list(vars(module).values())):  # features kept by a forward pass
-            if tensor.grad_fn is not None or tensor.is_inference():
-                memo[id(tensor)] = tensor.detach().clone()
+        for tensor in _tensors(list(vars(module).values())):  # kept features are among them
+            weight = isinstance(tensor, nn.Parameter)
+            if (share and not tensor.is_inference()) or not (weight or tensor.grad_fn is None):
+                plain = tensor.detach()
+            elif tensor.is_inference():
+                plain = tensor.detach().clone()
+            else:
+                continue
+            memo[id(tensor)] = nn.Parameter(plain, requires_grad=False) if weight else plain
     return copy.deepcopy(model, memo).eval().requires_grad_(False)
 
 
@@ -253,6 +256,8 @@ def _folded(private: nn.Module) -> nn.Module:
                 nn.utils.remove_spectral_norm(module, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()  # of the user; if they change anything the check will tell
         if name and isinstance(module, BatchNorm) and module._modules:
             private.set_submodule(name, _split_norm(module))
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in private.parameters()):
@@ -294,13 +299,25 @@ class _Tracer(fx.Tracer):
             if not self.is_leaf_module(module, ""):
                 return forward(*args, **kwargs)
             self.submodule_paths[module] = f"inline_{len(self.submodule_paths)}"
-            self.root.add_module(self.submodule_paths[module], module.eval())
-        return super().call_module(module, forward, args, kwargs)
+            twin = _folded(frozen_copy(module, share=True))  # it is the user's own
+            self.root.add_module(self.submodule_paths[module], twin)
+        result = super().call_module(module, forward, args, kwargs)
+        name = self.path_of_module(module)
+        if isinstance(result, fx.Proxy):
+            if not self.is_leaf_module(module, name):  # what it returns may not be its last step
+                result = self.create_proxy("call_function", _returned, (result,), {})
+            result.node.meta["layers"] = [name]
+        return result
 
     def getattr(self, name: str, value: object, cache: dict) -> object:
         if threading.get_ident() != self.thread:
             return value
         return super().getattr(name, value, cache)
+
+
+def _returned(x: Tensor) -> Tensor:
+    """What a container returns, as a step of its own: it may be used inside the container, too."""
+    return x
 
 
 class _Shapes(fx.Interpreter):
@@ -312,7 +329,7 @@ class _Shapes(fx.Interpreter):
         node.meta["shape"] = result.shape if isinstance(result, Tensor) else None
         node.meta["constant"] = None if list(_tensors(result)) else result
         attribute = isinstance(result, Tensor) and name_of(node) == "getattr"
-        query = name_of(node) in FUNCTIONS["query"] and not attribute
+        query = node.op != "call_module" and name_of(node) in FUNCTIONS["query"] and not attribute
         node.meta["varies"] = node.op == "placeholder" or bool(varying(node) and not query)
         return result
 
@@ -325,8 +342,13 @@ def _traced(private: nn.Module, layers: Iterable[str], example: Tensor) -> fx.Gr
         private.__class__ = type(base.__name__, (base,), forward)
     with _tracing:
         graph = _Tracer().trace(private)
+    for node in graph.nodes:
+        names = node.meta.get("layers", [])
+        if node.target is _returned and not set(names) & set(layers):
+            node.args[0].meta["layers"] = [*node.args[0].meta.get("layers", []), *names]
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     net = fx.GraphModule(private, graph)
-    _mark_ends(net.graph)
     _once_each(net)
     for node in net.graph.nodes:
         _out_of_place(net, node)
@@ -337,17 +359,6 @@ def _traced(private: nn.Module, layers: Iterable[str], example: Tensor) -> fx.Gr
     with torch.no_grad():
         _Shapes(net, garbage_collect_values=True).run(example)
     return net
-
-
-def _mark_ends(graph: fx.Graph) -> None:
-    """Note the last step of every module, containers included, in ``node.meta["layers"]``."""
-    last: dict[str, fx.Node] = {}
-    for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        names = [entry[0] for entry in stack.values()] + [node.target] * (node.op == "call_module")
-        last |= dict.fromkeys(names, node)
-    for name, node in last.items():
-        node.meta.setdefault("layers", []).append(name)
 
 
 def _end(graph: fx.Graph, layer: str) -> fx.Node:
@@ -371,14 +382,21 @@ def _once_each(net: fx.GraphModule) -> None:
 
 
 def _out_of_place(net: fx.GraphModule, node: fx.Node) -> None:
-    """Write into nothing; and make ReLUs modules, so that methods can tell them."""
+    """Write into nothing, operands in order; ReLUs as modules, so that methods can tell them."""
+    named = dict(node.kwargs)
+    if "out" in named:
+        raise ValueError(f"`{name_of(node)}` writes into another tensor")
+    if node.op in ("call_function", "call_method", "call_module"):
+        first, last = ([named.pop(key)] * 1 if key in named else [] for key in ("input", "other"))
+        node.args, node.kwargs = (*first, *node.args, *last), named
     if node.op == "call_method" and node.target.endswith("_") and node.target[:-1] not in ("", "_"):
         node.target = node.target.rstrip("_")
     if node.op not in ("call_function", "call_method"):
         return
     node.target = OUT_OF_PLACE.get(node.target, node.target)
-    plain = {"relu_": torch.relu, "dropout_": nn.functional.dropout}.get(name_of(node))
-    node.target = plain or node.target
+    if node.op == "call_function" and name_of(node).endswith("_"):
+        name = name_of(node)[:-1]
+        node.target = getattr(nn.functional, name, None) or getattr(torch, name)
     if name_of(node) in ("relu", "relu6"):
         name = _add(net, node, nn.ReLU() if name_of(node) == "relu" else nn.ReLU6())
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
@@ -494,12 +512,11 @@ def _piece(
     return module
 
 
-def _hooked(model: nn.Module, layers: Sequence[str]) -> tuple[Part, ...]:
+def _hooked(given: nn.Module, layers: Sequence[str]) -> tuple[Part, ...]:
     """The same through hooks, for what cannot be traced: each piece starts from the images."""
-    weak, lock = ref(model), threading.RLock()
+    lock = threading.RLock()
 
     def run(place: int, features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        given = weak()
         images, *earlier = others or (features,)
         replaced = [*earlier, features] if others else []
         with lock, ExitStack() as hooks:
@@ -541,7 +558,8 @@ class Explicit:
 
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor) -> None:
         self.network = type(model).__name__
-        logits, features = _run(model, layers, example)
+        own = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
+        logits, features = _run(own, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
         try:
             private = _folded(frozen_copy(model, share=True))
@@ -550,12 +568,12 @@ class Explicit:
             dtype = _dtype(private, example)
             self.parts = (lambda images: head(images.to(dtype)), *above)
             self._check(example, logits, features)
-        except _Beside:
+        except (_Beside, torch.OutOfMemoryError):
             raise
         except Exception as error:  # torch.fx raises anything on code that it cannot trace
             first = str(error).strip().split("\n")[0].rstrip(".")
             self.reason, self._net = first or type(error).__name__, None
-            self.parts = _hooked(model, self.layers)
+            self.parts = _hooked(own, self.layers)
             self._check(example, logits, features)
             if layers:
                 warnings.warn(
@@ -566,14 +584,29 @@ class Explicit:
         self._ruled: dict[str | None, fx.GraphModule] = {}
         self._lock = threading.RLock()
 
+    @torch.no_grad()
     def _check(self, example: Tensor, logits: Tensor, features: dict[str, Tensor]) -> None:
         """The parts must give what the network gives, also of copies of what is between them."""
         values: tuple[Tensor, ...] = (example,)
-        for part, expected in zip(self.parts, [*features.values(), logits], strict=True):
+        for part, layer in zip(self.parts, (*self.layers, None), strict=True):
             values = part(*values)
-            if not _same(values[0], expected):
+            expected = logits if layer is None else features.get(layer)
+            if expected is not None and not _same(values[0], expected):
                 raise ValueError("in explicit form it is no longer the same network")
             values = tuple(value.repeat_interleave(2, 0) for value in values)
+
+    @torch.no_grad()
+    def fits(self, model: nn.Module, example: Tensor) -> bool:
+        """Whether ``model`` is still what it was, on one image: fingerprints tell of weights only.
+
+        An activation may have been exchanged, an attribute set, a hook added.
+        """
+        try:
+            with errors_in_words(example):
+                self._check(example, _logits(model(example)), {})
+        except ValueError:
+            return False
+        return True
 
     def ruled(self, layer: str | None, example: Tensor) -> fx.GraphModule:
         """The part below ``layer``, or the whole network (None), with a rule for every step.
@@ -591,7 +624,7 @@ class Explicit:
         with self._lock:
             if layer not in self._ruled:
                 net = _ruled(self._net, layer)
-                _check_whole(net, example, self.network, layer)
+                _check_whole(net, self._net, example, self.network, layer)
                 self._ruled[layer] = net
             return self._ruled[layer]
 
@@ -644,6 +677,7 @@ def _run(
             hooks.callback(find_layer(model, layer).register_forward_hook(count).remove)
         with watched(model, layers) as features, errors_in_words(example):
             logits = model(example)
+    _logits(logits)
     for layer in layers:
         if calls.count(layer) == 0:
             raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")
@@ -660,6 +694,17 @@ def _run(
                 "(B×C×h×w)"
             )
     return logits, features
+
+
+def _logits(output: object) -> Tensor:
+    """``output``, if it is a matrix of logits."""
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output
+    kind_ = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"the network must return logits, images × classes, and not {kind_}: wrap it in a module "
+        "that does"
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -687,7 +732,17 @@ def _ruled(plain: fx.GraphModule, layer: str | None) -> fx.GraphModule:
             _give_rule(net, node, kind(net, node))
     net.graph.lint()
     net.recompile()
-    return fx.GraphModule(net, net.graph)  # with its modules in the order of running
+    return _InOrder(net, net.graph)
+
+
+class _InOrder(fx.GraphModule):
+    """Composites give the rule of the pixels to the first layer that they meet: as they run."""
+
+    def named_modules(self, *_args: object, **_named: object) -> Iterator[tuple[str, nn.Module]]:
+        yield "", self
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                yield node.target, self.get_submodule(node.target)
 
 
 def _give_rule(net: fx.GraphModule, node: fx.Node, what: str | None) -> None:
@@ -702,7 +757,7 @@ def _give_rule(net: fx.GraphModule, node: fx.Node, what: str | None) -> None:
             net.set_submodule(node.target, HandOn(module.forward))
         elif isinstance(module, nn.Upsample):
             net.set_submodule(node.target, Average(module.forward))
-        elif isinstance(module, nn.Linear) and len(node.meta["shape"]) > 2:
+        elif type(module) is nn.Linear and len(node.meta["shape"]) > 2:
             net.set_submodule(node.target, DenseMap(module))
     elif what == "sum":
         _give_sum(net, node)
@@ -714,8 +769,9 @@ def _give_rule(net: fx.GraphModule, node: fx.Node, what: str | None) -> None:
         inputs.remove(gates[0])
         _replace_by(net, node, HandOn(torch.mul), (*inputs, *gates))
     elif what == "average":
-        sizes = fx.node.map_arg((node.args[1:], node.kwargs), lambda size: size.meta["constant"])
-        _replace_by(net, node, Average(partial(_on, _function(node), *sizes)), node.args[:1])
+        args, named = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: n.meta["constant"])
+        function = _function(node)
+        _replace_by(net, node, Average(lambda x: function(x, *args, **named)), node.args[:1])
     elif what in ("activation", "norm", "affine"):
         function, args = _function(node), list(node.args)
         place = args.index(varying(node)[0])
@@ -728,21 +784,20 @@ def _is_linear(module: nn.Module, node: fx.Node) -> bool:
     if type(module).__module__.startswith("torch.nn."):
         return True
     shape = node.all_input_nodes[0].meta["shape"]
-    twin, x = frozen_copy(module), torch.ones(shape).to(module.weight)
+    draw = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(s, generator=draw).to(module.weight) for s in (shape, module.weight.shape))
+
+    def run(weight: Tensor) -> Tensor:
+        return functional_call(module, {"weight": weight, **zero}, x)
+
+    zero = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
     with torch.no_grad():
-        if twin.bias is not None:
-            twin.bias.zero_()
-        once = twin(x)
-        twin.weight.mul_(3)
-        return torch.allclose(twin(x), 3 * once, rtol=1e-3, atol=1e-4 * once.abs().max().item())
+        both, w = run(module.weight - 2 * v), run(module.weight)
+        return torch.allclose(both, w - 2 * run(v), rtol=1e-3, atol=1e-4 * w.abs().max().item())
 
 
 def _function(node: fx.Node) -> Callable[..., Tensor]:
     return getattr(Tensor, node.target) if node.op == "call_method" else node.target
-
-
-def _on(function: Callable[..., Tensor], args: tuple, named: dict, x: Tensor) -> Tensor:
-    return function(x, *args, **named)
 
 
 def _at(place: int, function: Callable[..., Tensor], x: Tensor, *others: object, **named: object):
@@ -768,6 +823,8 @@ def _is_gate(source: fx.Node, product: fx.Node) -> bool:
     """Of a product: the factor that is spread over the other, or comes from a sigmoid."""
     if source.meta["shape"] != product.meta["shape"]:
         return True
+    while name_of(source) in FUNCTIONS["view"] and isinstance(source.args[0], fx.Node):
+        source = source.args[0]  # as of a gate that is expanded
     return "sigmoid" in source.meta["operation"].lower()
 
 
@@ -823,13 +880,20 @@ def _hand_down(
     return dict(zip(at, below, strict=True))
 
 
-def _check_whole(net: fx.GraphModule, example: Tensor, network: str, layer: str | None) -> None:
-    """Refuse a network through which random relevance does not arrive whole by z⁺."""
+def _check_whole(
+    net: fx.GraphModule, plain: fx.GraphModule, example: Tensor, network: str, layer: str | None
+) -> None:
+    """Refuse a network that rules have changed, or where random relevance is lost by z⁺."""
     draw = torch.Generator().manual_seed(0)
     total = 0.0
+    with torch.no_grad():
+        recorder = _Recorder(plain, [layer])
+        logits = recorder.run(example.to(_dtype(plain, example)))
 
     def start(output: Tensor) -> Tensor:
         nonlocal total
+        if not _same(output, recorder.kept.get(layer, logits)):
+            raise ValueError(f"{network} with rules is no longer the same network: use another")
         relevance = torch.rand(output.shape, generator=draw).to(output)
         total = relevance.double().sum().item()
         return relevance
@@ -883,6 +947,7 @@ def explicit(model: nn.Module, layers: Iterable[str], example: Tensor) -> Explic
     with _building:
         kept = _known.setdefault(model, Kept(KEPT))
         found = kept.recall(key)
-        if found is None:
-            found = kept.remember(key, Explicit(model, layers, example[:1].detach().clone()))
+        example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
+        if found is None or not found.fits(model, example):
+            found = kept.remember(key, Explicit(model, layers, example))
     return found

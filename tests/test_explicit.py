@@ -41,6 +41,13 @@ def of_torchvision(name, **settings):
     return lambda: getattr(tv, name)(weights=None, num_classes=5, **settings)
 
 
+def small_vgg():
+    """Without the 480 MB of its dense layers."""
+    model = tv.vgg11_bn(weights=None, init_weights=False)
+    model.classifier = nn.Linear(512 * 49, 5)
+    return model
+
+
 def of_timm(name):
     return lambda: timm.create_model(name, num_classes=5)
 
@@ -156,7 +163,7 @@ OURS = {
 } | {"Twice": (Twice, "a", "c"), "UpAndDown": (UpAndDown, "b", "c"), "Gates": (Gates, "a", "c")}
 
 NETWORKS = {
-    "vgg11_bn": (of_torchvision("vgg11_bn"), "features.14", "features.25"),
+    "vgg11_bn": (small_vgg, "features.14", "features.25"),
     "resnet18": (of_torchvision("resnet18"), "layer2", "layer4"),
     "resnext50_32x4d": (of_torchvision("resnext50_32x4d"), "layer2", "layer4"),
     "wide_resnet50_2": (of_torchvision("wide_resnet50_2"), "layer2", "layer4"),
@@ -601,7 +608,7 @@ def test_a_panel_and_a_cell_at_once():
 
     thread = threading.Thread(target=background)
     thread.start()
-    for _ in range(50):
+    for _ in range(30):
         run("cell", wb.model, -1)
     stop.set()
     thread.join()
@@ -633,3 +640,219 @@ def test_the_network_stays_as_it_was(built):
         assert torch.equal(model(IMAGES), logits)
         assert model.training is mode
         assert all(weight.requires_grad for weight in model.parameters())
+
+
+# --- what a user's network may do besides --------------------------------------------------------
+
+GLOBAL = roughened(OddOrder())
+
+
+class Wraps(nn.Module):
+    """Calls a network that it does not own."""
+
+    def forward(self, x):
+        return GLOBAL(x)
+
+
+def test_a_network_that_is_only_called_keeps_its_weights():
+    before, logits = fingerprint(GLOBAL), GLOBAL(IMAGES)
+    maps = relevance.lrp(Wraps().eval(), IMAGES, [0, 1])
+    assert fingerprint(GLOBAL) == before
+    assert torch.equal(GLOBAL(IMAGES), logits)
+    assert all(weight.requires_grad for weight in GLOBAL.parameters())
+    torch.testing.assert_close(maps, relevance.lrp(GLOBAL, IMAGES, [0, 1]))
+
+
+class Settings(Block):
+    """What it computes hangs on more than weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.scale = nn.ReLU(), 1.0
+
+    def body(self, x):
+        return self.act(self.b(self.act(self.a(x * self.scale))))
+
+
+def exchange(model):
+    model.act = nn.Sigmoid().eval()
+
+
+def rescale(model):
+    model.scale = -2.0
+
+
+def hook(model):
+    model.a.register_forward_hook(lambda _module, _inputs, output: output * (output > 0.2))
+
+
+@pytest.mark.parametrize("change", [exchange, rescale, hook], ids=lambda f: f.__name__)
+def test_a_network_that_changes_is_looked_at_again(change):
+    torch.manual_seed(0)
+    model = roughened(Settings())
+    relevance.lrp(model, IMAGES, [0, 1])
+    change(model)
+    if change is hook:  # relevance cannot follow a hook that changes features
+        with pytest.raises(ValueError, match="no longer the same network"):
+            relevance.lrp(model, IMAGES, [0, 1])
+        return
+    found = relevance.lrp(model, IMAGES, [0, 1])
+    torch.testing.assert_close(found, relevance.lrp(copy.deepcopy(model), IMAGES, [0, 1]))
+
+
+class Keywords(Block):
+    """As Plus, with operands by keyword and steps that write in place."""
+
+    def body(self, x):
+        x = F.leaky_relu_(self.a(input=x), 0.0)
+        x = torch.add(self.b(x), other=x)
+        return nn.ReLU(inplace=True)(input=F.leaky_relu_(x, 0.0))
+
+
+class Dim(Plus):
+    """As Plus, with a layer by the name of a method of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim = self.b
+        del self.b
+
+    def body(self, x):
+        x = F.relu(self.a(x))
+        return F.relu(self.dim(x) + x)
+
+
+@pytest.mark.parametrize("kind", [Keywords, Dim], ids=lambda kind: kind.__name__)
+def test_the_same_network_written_otherwise_has_the_same_map(kind):
+    torch.manual_seed(0)
+    plain, other = roughened(Plus()), roughened(kind())
+    state = plain.state_dict()
+    other.load_state_dict({name: state[name.replace("dim", "b")] for name in other.state_dict()})
+    start = torch.rand_like(run_until(plain, "c", IMAGES))
+    expected = relevance.descend(plain, "c", IMAGES, start)
+    torch.testing.assert_close(relevance.descend(other, "c", IMAGES, start), expected)
+    stats = riba.FeatureStatistics.fit(other, "a", IMAGES, few=True)
+    info = riba.InformationBottleneck(other, "a", stats, steps=1)(IMAGES, [0, 1])
+    torch.testing.assert_close(info.features, run_until(other, "a", IMAGES), rtol=1e-4, atol=1e-5)
+    assert (info.features < 0).any()
+
+
+class Interleaved(Block):
+    """A container whose modules do not run in one go."""
+
+    def __init__(self):
+        super().__init__()
+        self.late = nn.ModuleDict({"pre": nn.Identity(), "conv": self.b})
+        del self.b
+
+    def body(self, x):
+        return F.relu(self.late["conv"](F.relu(self.a(self.late["pre"](x)))))
+
+
+def test_the_pixel_rule_goes_to_the_convolution_that_sees_the_pixels():
+    torch.manual_seed(0)
+    model = roughened(Interleaved())
+    twin = nn.Sequential(model.a, nn.ReLU(), model.late["conv"], nn.ReLU(), model.c)
+    start = torch.rand_like(run_until(model, "c", IMAGES))
+    found = relevance.descend(model, "c", IMAGES, start)
+    expected = relevance.descend(nn.Sequential(*twin, nn.Flatten()).eval(), "4", IMAGES, start)
+    torch.testing.assert_close(found, expected)
+
+
+class Absolute(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight.abs(), self.bias, padding=1)
+
+
+class Activated(nn.Conv2d):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [Absolute, Activated], ids=lambda kind: kind.__name__)
+def test_layers_that_are_not_linear_in_their_weights_are_refused(kind):
+    torch.manual_seed(0)
+    model = Functional()
+    model.b = kind(8, 8, 3, padding=1)
+    model = roughened(model)
+    start = torch.rand_like(run_until(model, "c", IMAGES))
+    with pytest.raises(ValueError, match=f"no rule for `{kind.__name__}`"):
+        relevance.descend(model, "c", IMAGES, start)
+
+
+class Stage(nn.Module):
+    """Its last step is not what it returns."""
+
+    def forward(self, x):
+        self.saved = x + 1
+        return x
+
+
+class Saves(Block):
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(self.b, Stage())
+        del self.b
+
+    def body(self, x):
+        x = self.stage(F.relu(self.a(x)))
+        return F.relu(x) + self.stage[1].saved
+
+
+def test_a_layers_end_is_what_it_returns():
+    torch.manual_seed(0)
+    model = roughened(Saves())
+    head, tail = explicit(model, ["stage"], IMAGES).parts
+    features, *others = head(IMAGES)
+    torch.testing.assert_close(features, run_until(model, "stage", IMAGES))
+    zeros = torch.zeros_like(features)
+    handle = model.stage.register_forward_hook(lambda *_: zeros)
+    with torch.no_grad():
+        expected = model(IMAGES)
+    handle.remove()
+    torch.testing.assert_close(tail(zeros, *others)[0], expected)
+
+
+class Pair(Functional):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def test_outputs_that_are_no_logits_are_said():
+    with pytest.raises(ValueError, match="must return logits, images × classes, and not tuple"):
+        relevance.lrp(roughened(Pair()), IMAGES, [0, 1])
+
+
+def test_a_part_in_training_mode_is_named():
+    model = roughened(OddOrder())
+    model.norms[0].train()
+    with pytest.raises(ValueError, match=r"the part 'norms\.0' of the model is in training mode"):
+        relevance.lrp(model, IMAGES, [0, 1])
+
+
+class Squeezes(Block):
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.head(F.adaptive_avg_pool2d(self.c(x), 1).squeeze())
+
+
+def test_squeeze_may_take_the_batch_of_one_away():
+    torch.manual_seed(0)
+    model = roughened(Squeezes())
+    start = torch.rand_like(run_until(model, "c", IMAGES))
+    pixels = relevance.descend(model, "c", IMAGES, start)
+    torch.testing.assert_close(pixels.sum(), start.sum(), rtol=1e-3, atol=0)
+
+
+class Expands(Block):
+    def body(self, x):
+        x = F.relu(self.a(x))
+        return x * self.b(x).mean((2, 3), keepdim=True).sigmoid().expand_as(x)
+
+
+def test_a_gate_that_is_expanded_is_a_gate():
+    torch.manual_seed(0)
+    model = roughened(Expands())
+    maps = relevance.lrp(model, IMAGES, [0, 1], "z+").double().sum((1, 2, 3))
+    logits = model(IMAGES)[range(2), [0, 1]].double()
+    torch.testing.assert_close(maps, logits, rtol=1e-2, atol=1e-6)
