@@ -230,6 +230,15 @@ def test_bad_input_is_told_in_a_sentence(wb, batch):
             METHODS[name](wb, images[:1] * torch.nan, targets[:1])
 
 
+def test_deeplift_adds_up_on_forty_scenes(wb):
+    images, targets, _ = datasets.stack([wb.test[index] for index in range(40)])
+    with torch.no_grad():
+        rise = wb.model(images) - wb.model(torch.zeros_like(images))
+    expected = rise.gather(1, targets[:, None])[:, 0]
+    found = METHODS["deeplift"](wb, images, targets).sum((1, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
 def test_deeplift_adds_up_where_an_activation_runs_twice(wb, batch):
     class Twice(nn.Module):
         def __init__(self):
