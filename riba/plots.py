@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def use_style() -> None:
 
 def upper_limit(values: Tensor | np.ndarray) -> float:
     """The top of a map's colour scale: the 99.5 % quantile of the absolute values, above 0."""
-    magnitude = np.abs(np.asarray(values, dtype=np.float64))
+    magnitude = np.abs(_array(values).astype(np.float64))
     return float(np.quantile(magnitude, CLIP)) or float(magnitude.max()) or 1.0
 
 
@@ -68,7 +69,7 @@ def show_map(
     """
     top = upper_limit(values) if limit is None else limit
     picture = ax.imshow(
-        np.asarray(values), cmap=SIGNED if signed else UNSIGNED, vmin=-top * signed, vmax=top
+        _array(values), cmap=SIGNED if signed else UNSIGNED, vmin=-top * signed, vmax=top
     )
     if bar:
         colours = ax.figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02, aspect=18)
@@ -101,14 +102,14 @@ def overlay(
 ) -> np.ndarray:
     """A map laid over a picture (H×W×3 in 0–1): colour where it is large, grey elsewhere."""
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6 + 0.2
-    strength = np.clip(np.abs(np.asarray(values)) / upper_limit(values), 0, 1)
+    strength = np.clip(np.abs(_array(values)) / upper_limit(values), 0, 1)
     weight = opacity * np.sqrt(strength)[..., None]
     return (1 - weight) * grey + weight * in_colour(values)
 
 
 def in_colour(values: Tensor | np.ndarray) -> np.ndarray:
     """An H×W map as H×W×3 colours in 0–1, on its own scale: diverging where a value is negative."""
-    share = np.clip(np.asarray(values) / upper_limit(values), -1, 1)
+    share = np.clip(_array(values) / upper_limit(values), -1, 1)
     if share.min() < 0:
         return plt.get_cmap(SIGNED)((share + 1) / 2)[..., :3]
     return plt.get_cmap(UNSIGNED)(share)[..., :3]
@@ -129,11 +130,19 @@ def show_hits(
     show_outline(ax, mask, "black")
 
 
+def _array(values: Tensor | np.ndarray) -> np.ndarray:
+    """As NumPy has it, which knows no bfloat16."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    return np.asarray(values)
+
+
 def hits(
     rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, mask: Tensor | np.ndarray, share: float
 ) -> np.ndarray:
     """What :func:`show_hits` shows, as an H×W×3 picture (0–1)."""
-    values, mask = np.asarray(values), np.asarray(mask)
+    values, mask = _array(values), np.asarray(mask)
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 0.45
     count = max(1, round(share * values.size))
     top = np.zeros(values.size, dtype=bool)

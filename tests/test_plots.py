@@ -223,3 +223,10 @@ def test_allocation_curves_are_those_of_the_summary(ax):
     assert np.allclose(curve.get_ydata(), [0.85, 0.8, 0.4])
     assert len(ax.lines) == 3  # with chance and oracle
     assert len(ax.collections) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_maps_of_any_precision_have_colours(dtype):
+    values = torch.rand(8, 8)
+    found = plots.in_colour(values.to(dtype))
+    assert abs(found - plots.in_colour(values)).max() < 0.05
