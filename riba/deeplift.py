@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from riba.network import Explicit, kind, refusal, varying
+from riba.network import Explicit, dtype_of, kind, refusal, varying
 
 SAME = 1e-6
 """Differences below this are none: the slope takes the place of the quotient."""
@@ -42,7 +42,7 @@ def deeplift(
         The network has a step without a rule, as layer norms and attention, and names it; or the
         contributions do not add up to the difference.
     """
-    dtype = next((weight.dtype for weight in net.plain.parameters()), images.dtype)
+    dtype = dtype_of(net.plain, images)
     images, baseline = images.to(dtype), baseline.to(dtype)
     with torch.inference_mode(False), torch.enable_grad():
         both = torch.cat([images, baseline]).detach().clone().requires_grad_()

@@ -53,7 +53,7 @@ from riba.models import (
     find_layer,
     near_matches,
 )
-from riba.network import explicit, frozen_copy
+from riba.network import dtype_of, explicit, frozen_copy
 from riba.readout import scenenet_readout
 from riba.statistics import FeatureStatistics
 from riba.workbench import Workbench
@@ -278,9 +278,8 @@ def guided_backprop(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int
             f"{type(wb.model).__name__} has no ReLU to guide: its map would be the plain gradient; "
             "use that"
         )
-    weight = next(net.parameters(), images)
     with LayerMapComposite([(relus, ReLUGuidedBackprop())]).context(net):
-        return _gradient(net, images.to(weight.dtype), targets).abs().amax(1)
+        return _gradient(net, images.to(dtype_of(net, images)), targets).abs().amax(1)
 
 
 @_method("grad-cam")

@@ -563,9 +563,9 @@ class Explicit:
         self.layers, self.reason, self._net = tuple(features), "", None
         try:
             private = _folded(frozen_copy(model, share=True))
-            self._net = _traced(private, self.layers, example.to(_dtype(private, example)))
+            self._net = _traced(private, self.layers, example.to(dtype_of(private, example)))
             head, *above = _parts(self._net, self.layers)
-            dtype = _dtype(private, example)
+            dtype = dtype_of(private, example)
             self.parts = (lambda images: head(images.to(dtype)), *above)
             self._check(example, logits, features)
         except (_Beside, torch.OutOfMemoryError):
@@ -661,7 +661,8 @@ class Explicit:
         return self._net
 
 
-def _dtype(model: nn.Module, like: Tensor) -> torch.dtype:
+def dtype_of(model: nn.Module, like: Tensor) -> torch.dtype:
+    """The type of a network's weights; that of ``like`` for one without weights."""
     return next((p.dtype for p in model.parameters()), like.dtype)
 
 
@@ -869,7 +870,7 @@ def _hand_down(
 ) -> dict[str, Tensor]:
     # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
     with torch.inference_mode(False), torch.enable_grad(), composite.context(net):
-        pixels = images.to(_dtype(net, images), copy=True).requires_grad_()
+        pixels = images.to(dtype_of(net, images), copy=True).requires_grad_()
         recorder = _Recorder(net, names)
         output = recorder.run(pixels)
         at = {**dict(reversed(recorder.kept.items())), "pixels": pixels}
@@ -888,7 +889,7 @@ def _check_whole(
     total = 0.0
     with torch.no_grad():
         recorder = _Recorder(plain, [layer])
-        logits = recorder.run(example.to(_dtype(plain, example)))
+        logits = recorder.run(example.to(dtype_of(plain, example)))
 
     def start(output: Tensor) -> Tensor:
         nonlocal total
@@ -919,7 +920,7 @@ _building = threading.RLock()
 
 @torch.inference_mode(False)
 def explicit(model: nn.Module, layers: Iterable[str], example: Tensor) -> Explicit:
-    """The explicit form of ``model``, cut behind ``layers``; kept until the weights change.
+    """The explicit form of ``model``, cut behind ``layers``; kept until the network changes.
 
     Parameters
     ----------
