@@ -31,8 +31,9 @@ def roughened(model, seed=0):
             module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=draw))
             module.running_var.copy_(torch.rand(module.running_var.shape, generator=draw) + 0.5)
             if module.weight is not None:
-                spread = 0.5 + torch.rand(module.weight.shape, generator=draw)
-                module.weight.data.copy_(spread)
+                scale = 0.5 + torch.rand(module.weight.shape, generator=draw)
+                sign = 1 - 2 * (torch.rand(module.weight.shape, generator=draw) < 0.25).float()
+                module.weight.data.copy_(sign * scale)  # of either sign: z⁺ and γ depend on it
                 module.bias.data.copy_(0.1 * torch.randn(module.bias.shape, generator=draw))
     return model.eval()
 
