@@ -24,10 +24,10 @@ browser: $(READY)  ## JupyterLab in headless Chromium: every notebook run, every
 	$(BIN)/python -m pytest tests/browser
 
 model: $(READY)  ## retrain the bundled network from nothing; resumes where it was stopped
-	$(BIN)/python -m riba.training
+	$(BIN)/python -m tools.training
 
 readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
-	$(BIN)/python -m riba.training readout
+	$(BIN)/python -m tools.training readout
 
 evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
 	$(BIN)/python -m riba.evaluation --workers $(WORKERS) --tables data --page README.md

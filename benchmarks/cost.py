@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 import riba
-from riba import datasets
+from riba.testbed import datasets
 
 TABLE = Path(__file__).with_suffix(".csv")
 ROUNDS = 3

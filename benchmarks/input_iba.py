@@ -19,8 +19,9 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 import riba
-from riba import datasets, metrics
-from riba.priors import PRIORS
+from riba.compare import metrics
+from riba.method.priors import PRIORS
+from riba.testbed import datasets
 
 HERE = Path(__file__).parent
 AGREEMENT, SPEED = HERE / "input_iba.csv", HERE / "input_iba_speed.csv"

@@ -17,7 +17,9 @@ import pandas as pd
 import torch
 
 import riba
-from riba import evaluation, models, training
+from riba import storage
+from riba.compare import evaluation
+from tools import training
 
 TABLE = Path(__file__).with_suffix(".csv")
 EPOCHS, SCENES, ACCURACY_SCENES = 3, 60, 300
@@ -34,7 +36,7 @@ METHODS = (
 
 def weights(name: str, seed: int) -> Path:
     """The trained weights; trained now where they are not there."""
-    path = models.DATA / "cache" / f"{name}-{seed}.safetensors"
+    path = storage.DATA / "cache" / f"{name}-{seed}.safetensors"
     if not path.is_file():
         training.train_network(name, path, seed, EPOCHS)
     return path
@@ -52,7 +54,7 @@ def compare(title: str, name: str, seed: int) -> pd.DataFrame:
     """All methods on one network."""
     wb = riba.load(name, weights=weights(name, seed))
     samples, _ = evaluation.select(wb, wb.test, SCENES)
-    out = models.DATA / "cache" / f"networks-{name}-{seed}"
+    out = storage.DATA / "cache" / f"networks-{name}-{seed}"
     table = riba.evaluate(wb, METHODS, samples, out=out)
     paired = evaluation.compare(table, against="iba").drop(columns=["against", "n"])
     paired = paired.rename(columns={"low": "difference_low", "high": "difference_high"})

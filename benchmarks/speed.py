@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 import riba
-from riba import bottleneck, datasets, models, relevance
-from riba.statistics import FeatureStatistics
+from riba.method import bottleneck, network, relevance
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import datasets, networks
 from riba.workbench import torchvision_input
 
 HERE = Path(__file__).parent
@@ -77,7 +78,7 @@ def published(
         return mixed * stats.active
 
     copies, targets = image.expand(SAMPLES, -1, -1, -1), torch.full((SAMPLES,), target)
-    handle = models.find_layer(model, layer).register_forward_hook(restrict)
+    handle = network.find_layer(model, layer).register_forward_hook(restrict)
     try:
         for draw in noise:
             kept["noise"] = draw
@@ -112,7 +113,7 @@ def case(name: str, layer: str) -> Case:
     """Weights of torchvision's networks are random; statistics are of sixteen scenes."""
     pictures = datasets.drawn("train", 16).images
     if name == "scenenet":
-        model, prepare = models.scenenet(), datasets.SCENES
+        model, prepare = networks.scenenet(), datasets.SCENES
     else:
         torch.manual_seed(0)
         model, prepare = get_model(name).eval(), torchvision_input(name)[0]

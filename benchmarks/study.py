@@ -20,9 +20,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import riba
-from riba import datasets, metrics, relevance, rules
-from riba.bottleneck import Information, InformationBottleneck, capacity_product, smooth, to_bits
-from riba.joint import JointBottlenecks
+from riba.compare import metrics
+from riba.method import relevance, rules
+from riba.method.bottleneck import (
+    Information,
+    InformationBottleneck,
+    capacity_product,
+    smooth,
+    to_bits,
+)
+from riba.method.joint import JointBottlenecks
+from riba.testbed import datasets
 
 TABLE = Path(__file__).with_suffix(".csv")
 SCENES, PAIRS, BATCH = 32, 16, 8

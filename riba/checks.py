@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 from zennit.rules import Epsilon, ZPlus
 
-from riba import bottleneck, metrics, models, relevance, rules, segmentation
+from riba.compare import metrics
+from riba.method import bottleneck, network, relevance, rules
+from riba.testbed import segmentation
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def set_logit(function: Callable[[Tensor, list[int]], object]) -> Verdict:
     def explained(logits: Tensor, members: list[int]) -> Tensor:
         inside = torch.zeros(logits.shape, dtype=torch.bool)
         inside[:, members] = True
-        return models.class_logit(logits, inside)
+        return network.class_logit(logits, inside)
 
     cases = [(4 * _random(3, 6, seed=s), members) for s, members in enumerate(([0, 4], [2]))]
     return _compare(function, cases, explained, "a set of one is the class itself")

@@ -15,9 +15,11 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from riba import files, plots, progress, segmentation
-from riba.methods import METHODS, find_method, unit
-from riba.models import near_matches
+from riba import progress, storage
+from riba.compare.methods import METHODS, find_method, unit
+from riba.method.network import near_matches
+from riba.show import plots
+from riba.testbed import segmentation
 from riba.workbench import NETWORKS, SCENES, Workbench, load, photo_reference
 
 TABLE = "maps.csv"
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
                 raise ValueError(f"{error}; pass --reference FOLDER of ordinary photos") from error
             raise
         table = pd.DataFrame(rows)
-        with files.whole(arguments.out / TABLE) as part:
+        with storage.whole(arguments.out / TABLE) as part:
             table.to_csv(part, index=False)
     if not rows:
         raise ValueError(f"nothing could be explained: {'; '.join(bad)}")
@@ -106,7 +108,7 @@ def opened(arguments: argparse.Namespace, wb: Workbench, wanted: int | None) -> 
             raise ValueError(f"{out} holds maps of other settings: choose another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as part:
+    with storage.whole(path) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -125,9 +127,9 @@ def explained(
     values = kept(path, digest, target)
     if values is None:
         values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0].cpu()
-        with files.whole(arguments.out / f"{name}.png") as part:
+        with storage.whole(arguments.out / f"{name}.png") as part:
             sheet(wb.to_rgb(image).numpy(), values).save(part, "PNG")
-        with files.whole(path) as part, part.open("wb") as file:
+        with storage.whole(path) as part, part.open("wb") as file:
             facts = {"target": target, "probability": probability.numpy(), "photo": digest}
             np.savez(file, map=values.numpy(), **facts)
     return {

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from riba import datasets, models, photos, scenes, segmentation
-from riba.datasets import Preparation, Sample
-from riba.segmentation import Photos
-from riba.statistics import FeatureStatistics
+from riba.method import network
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import datasets, networks, photos, scenes, segmentation
+from riba.testbed.datasets import Preparation, Sample
+from riba.testbed.segmentation import Photos
 
 REFERENCE_IMAGES = 1000
 """Training scenes, or photos, that the feature statistics are taken over."""
@@ -142,7 +143,7 @@ class Workbench:
             No such layer, near matches listed; or :meth:`FeatureStatistics.fit` refuses.
         """
         for wanted in (layer, *depths, *filter(None, [top])):
-            models.find_layer(model, wanted)
+            network.find_layer(model, wanted)
         reference = photos if reference is None else reference
         images = photo_reference(reference) if len(reference) else None
         return cls(
@@ -166,7 +167,7 @@ class Workbench:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return models.device_of(self.model)
+        return network.device_of(self.model)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -177,7 +178,7 @@ class Workbench:
     def facts(self) -> dict[str, object]:
         """What a folder of results must agree with, as JSON has it: network, layers, statistics."""
         return {
-            "model": models.fingerprint(self.model),
+            "model": network.fingerprint(self.model),
             "layer": self.layer,
             "depths": list(self.depths),
             "statistics": self.statistics and [self.statistics.dataset, self.statistics.count],
@@ -199,7 +200,7 @@ class Workbench:
         ValueError
             No such layer, near matches listed; or there are no images to take statistics over.
         """
-        models.find_layer(self.model, layer)
+        network.find_layer(self.model, layer)
         if self.reference is None:
             raise ValueError(NO_STATISTICS.format(layer))
         known = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
@@ -234,8 +235,8 @@ class Workbench:
     def predict(self, images: Tensor) -> Tensor:
         """Class probabilities, B×classes, on the device of the images."""
         there = images.to(self.device)
-        models.check_images(self.model, there)
-        with models.errors_in_words(there):
+        network.check_images(self.model, there)
+        with network.errors_in_words(there):
             return self.model(there).softmax(dim=1).to(images.device)
 
 
@@ -295,16 +296,19 @@ class Network:
 
 
 def _of_torchvision(name: str, depths: Sequence[str], top: str) -> Network:
-    build, named = partial(models.torchvision_network, name), partial(torchvision_input, name)
+    build, named = partial(networks.torchvision_network, name), partial(torchvision_input, name)
     return Network(build, None, tuple(depths), top, named)
 
 
 SCENES = {
     "scenenet": Network(
-        models.scenenet, models.SCENENET_WEIGHTS, models.SCENENET_DEPTHS, models.SCENENET_TOP
+        networks.scenenet,
+        networks.SCENENET_WEIGHTS,
+        networks.SCENENET_DEPTHS,
+        networks.SCENENET_TOP,
     ),
     "small-resnet": Network(
-        models.small_resnet, None, ("features.5", "features.4", "features.3"), "features.6"
+        networks.small_resnet, None, ("features.5", "features.4", "features.3"), "features.6"
     ),
 }
 """Networks of the procedural scenes, by name."""
@@ -334,7 +338,7 @@ and its like elsewhere; the depths mirror the bundled network's, and were not ch
 LITE0 = "efficientnet-lite0"
 REAL = {
     LITE0: Network(
-        *(models.efficientnet_lite0, None, ("blocks.4", "blocks.2", "blocks.1"), "bn2"),
+        *(networks.efficientnet_lite0, None, ("blocks.4", "blocks.2", "blocks.1"), "bn2"),
         lambda weights: (photos.LITE0, torchvision_input("resnet50")[1]),
     )
 }
@@ -390,28 +394,28 @@ def load(
         The weights are missing, or the data.
     """
     if name not in NETWORKS:
-        near = models.near_matches(name, NETWORKS)
+        near = network.near_matches(name, NETWORKS)
         raise ValueError(f"no workbench called {name!r}; {near} (riba.workbench.NETWORKS has all)")
-    network = NETWORKS[name]
+    known = NETWORKS[name]
     if name in SCENES and data is not None:
         raise ValueError(f"{name} knows drawn scenes only: for photos load {LITE0} or another")
-    named = network.input and network.input(weights)
+    named = known.input and known.input(weights)
     if model is None:  # in this memory format convolutions are a third faster on a CPU
-        weights = weights or network.weights
+        weights = weights or known.weights
         if weights is None and name == "small-resnet":
             raise ValueError(
-                f"{name} is not bundled: train it (`python -m riba.training {name} --out FILE`) "
+                f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
                 "and pass weights=FILE"
             )
-        model = network.build(weights).to(memory_format=torch.channels_last)
+        model = known.build(weights).to(memory_format=torch.channels_last)
     if device is not None:
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
-    layer = network.depths[0] if layer is None else layer
-    models.find_layer(model, layer)
+    layer = known.depths[0] if layer is None else layer
+    network.find_layer(model, layer)
     if named is not None:
         return _on_photos(name, model, layer, named, data, root, precision)
     reference = scene_reference()
@@ -423,8 +427,8 @@ def load(
         validation=datasets.Scenes("validation", 1000),
         test=datasets.Scenes("test", 1000),
         class_names=scenes.CLASS_NAMES,
-        depths=(layer, *_below(model, layer, network.depths)),
-        top=network.top,
+        depths=(layer, *_below(model, layer, known.depths)),
+        top=known.top,
         name=name,
         reference=reference,
         precision=precision,
@@ -464,7 +468,7 @@ def _class_names(model: nn.Module, photos: Photos) -> tuple[str, ...]:
     """The photos' names of classes if they may be the network's, else numbers."""
     image = torch.zeros(1, 3, photos.prepare.crop, photos.prepare.crop)
     with torch.no_grad():
-        classes = model(image.to(models.device_of(model))).shape[1]
+        classes = model(image.to(network.device_of(model))).shape[1]
     if len(photos.class_names) == classes:
         return photos.class_names
     return tuple(f"class {number}" for number in range(classes))
@@ -472,7 +476,7 @@ def _class_names(model: nn.Module, photos: Photos) -> tuple[str, ...]:
 
 def _below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
     """Those of ``depths`` that lie below ``layer``."""
-    order = models.layer_names(model).index
+    order = network.layer_names(model).index
     return [name for name in depths if order(name) < order(layer)]
 
 

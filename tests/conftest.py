@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 
-from riba import datasets, workbench
-from riba.statistics import FeatureStatistics
+from riba import workbench
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import datasets
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The per-sample bottleneck against published results, a slow second way, and bad input."""
 
 import copy
+import sys
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -12,8 +13,8 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.models import resnet18
 
-from riba import network, progress
-from riba.bottleneck import (
+from riba import progress
+from riba.method.bottleneck import (
     MIN_STD,
     InformationBottleneck,
     capacity,
@@ -22,9 +23,11 @@ from riba.bottleneck import (
     smooth,
     to_bits,
 )
-from riba.models import fingerprint, run_until
-from riba.network import explicit
-from riba.statistics import FeatureStatistics
+from riba.method.explicit import explicit
+from riba.method.network import fingerprint, run_until
+from riba.method.statistics import FeatureStatistics
+
+explicit_module = sys.modules["riba.method.explicit"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -364,8 +367,8 @@ def test_a_skip_connection_past_the_bottleneck(residual):
 def test_hook_and_traced_paths_agree(trained, monkeypatch):
     model, layer, stats, images, targets = trained
     traced = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
-    monkeypatch.setattr(network, "_traced", None)
-    monkeypatch.setattr(network, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(explicit_module, "_traced", None)
+    monkeypatch.setattr(explicit_module, "_known", WeakKeyDictionary())
     with pytest.warns(UserWarning, match="cannot be traced"):
         assert explicit(model, [layer], images).reason
     hooked = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])

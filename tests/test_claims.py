@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from riba import evaluation, models
+from riba import storage
+from riba.compare import evaluation
 
 BEST = "relevance-iba-cascade"
 RIVALS = (
@@ -14,13 +15,13 @@ RIVALS = (
 
 @pytest.fixture(scope="module")
 def compared():
-    table = pd.read_csv(models.DATA / "comparisons.csv")
+    table = pd.read_csv(storage.DATA / "comparisons.csv")
     return table.set_index(["against", "metric", "mask", "method"])
 
 
 @pytest.fixture(scope="module")
 def values():
-    return pd.read_parquet(models.DATA / "evaluation.parquet")
+    return pd.read_parquet(storage.DATA / "evaluation.parquet")
 
 
 @pytest.mark.parametrize("rival", RIVALS)
@@ -48,7 +49,7 @@ def test_the_cascade_is_as_faithful_as_iba(values, metric):
 
 
 def test_the_cascade_tells_classes_apart(compared, values):
-    summary = pd.read_csv(models.DATA / "evaluation.csv").set_index(["method", "metric", "mask"])
+    summary = pd.read_csv(storage.DATA / "evaluation.csv").set_index(["method", "metric", "mask"])
     contrast = summary["mean"].xs(("two_object_contrast", "banded"), level=("metric", "mask"))
     assert contrast[BEST] >= 0.85
     assert contrast[BEST] >= contrast["iba"] - 0.02

@@ -23,9 +23,10 @@ from pandas.testing import assert_frame_equal
 from scipy.stats import wilcoxon
 
 import riba
-from riba import datasets, evaluation, metrics
-from riba.evaluation import evaluate, workers
-from riba.models import DATA
+from riba.compare import evaluation, metrics
+from riba.compare.evaluation import evaluate, workers
+from riba.storage import DATA
+from riba.testbed import datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 

@@ -10,8 +10,10 @@ from PIL import Image
 from torchvision.models import get_model
 
 import riba
-from riba import explain, models, plots
-from riba.methods import METHODS
+from riba import explain
+from riba.compare.methods import METHODS
+from riba.show import plots
+from riba.testbed import networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -138,18 +140,18 @@ def test_a_network_of_torchvision_needs_photos_for_its_statistics(home, photos, 
     torch.manual_seed(0)
     path = tmp_path / "weights.pth"
     torch.save(get_model("resnet18").state_dict(), path)
-    network = ["--model", "resnet18", "--weights", str(path)]
+    options = ["--model", "resnet18", "--weights", str(path)]
     with pytest.raises(SystemExit):
-        command(photos, tmp_path / "none", *network)
+        command(photos, tmp_path / "none", *options)
     said = capsys.readouterr().err
     assert said.count("no statistics: fit them first") == 1
     assert "pass --reference FOLDER of ordinary photos" in said
-    command(photos, tmp_path / "lrp", *network, "--method", "lrp-epsilon-plus")
+    command(photos, tmp_path / "lrp", *options, "--method", "lrp-epsilon-plus")
     with pytest.warns(UserWarning, match=r"left out: text\.jpg"):  # into the folder that failed
-        command(photos, tmp_path / "none", *network, "--reference", str(photos))
+        command(photos, tmp_path / "none", *options, "--reference", str(photos))
     settings = json.loads((tmp_path / "none" / "settings.json").read_text())
     assert settings["statistics"][1] == 2
-    assert settings["model"] == models.fingerprint(models.torchvision_network("resnet18", path))
+    assert settings["model"] == network.fingerprint(networks.torchvision_network("resnet18", path))
     with np.load(tmp_path / "none" / "scene0.png.npz") as kept:
         assert kept["map"].shape == (224, 224)
         assert np.isfinite(kept["map"]).all()

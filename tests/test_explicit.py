@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,15 @@ from torch.nn.utils import parametrizations, weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 import riba
-from riba import METHODS, datasets, methods, network, relevance, rules
-from riba.models import fingerprint, run_until
-from riba.network import explicit
-from riba.panels import kit
+from riba import METHODS
+from riba.compare import methods
+from riba.method import relevance, rules
+from riba.method.explicit import explicit
+from riba.method.network import fingerprint, run_until
+from riba.show.panels import kit
+from riba.testbed import datasets
+
+explicit_module = sys.modules["riba.method.explicit"]
 
 timm = pytest.importorskip("timm")
 
@@ -286,7 +292,7 @@ def test_every_composite_can_be_used(name, composite, built):
 
 def twin_of(name, model):
     """The same function as a plain sequence of modules up to its middle, by hand."""
-    model = network.frozen_copy(model)
+    model = explicit_module.frozen_copy(model)
     a, b, c = model.a, model.b, model.c
     if name == "Twice":
         return nn.Sequential(a, nn.ReLU(), b, nn.ReLU(), copy.deepcopy(b), nn.ReLU(), c)
@@ -597,7 +603,7 @@ def test_a_panel_and_a_cell_at_once():
 
     def run(who, model, sign):
         try:
-            network._known.pop(model, None)
+            explicit_module._known.pop(model, None)
             found = relevance.lrp(model, sign * IMAGES, [0, 1])
             log[who, torch.equal(found, expected[sign])] += 1
         except Exception as error:

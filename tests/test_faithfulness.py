@@ -9,8 +9,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from riba import metrics
-from riba.metrics import (
+from riba.compare import metrics
+from riba.compare.metrics import (
     FAITHFULNESS,
     degradation,
     deletion,

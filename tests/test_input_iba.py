@@ -5,9 +5,10 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import riba
-from riba import datasets, priors
-from riba.input_iba import InputIBA, input_capacity
-from riba.network import explicit
+from riba.method import priors
+from riba.method.explicit import explicit
+from riba.method.input_iba import InputIBA, input_capacity
+from riba.testbed import datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -124,7 +125,7 @@ def test_sets_of_classes_are_explained(wb, batch):
 
 
 def test_the_network_collects_no_gradients(wb, batch):
-    model = riba.models.scenenet().requires_grad_(True)
+    model = riba.networks.scenenet().requires_grad_(True)
     method = InputIBA(model, wb.layer, wb.statistics, steps=2)
     method(batch[0][:1], batch[1][:1])
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import riba
-from riba import models
-from riba.bottleneck import InformationBottleneck, capacity_product, to_bits
-from riba.joint import JointBottlenecks
-from riba.network import explicit
-from riba.statistics import FeatureStatistics
+from riba.method import network
+from riba.method.bottleneck import InformationBottleneck, capacity_product, to_bits
+from riba.method.explicit import explicit
+from riba.method.joint import JointBottlenecks
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -23,7 +24,7 @@ def random_images(count, seed=0):
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return models.scenenet(weights=None)
+    return networks.scenenet(weights=None)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_the_deepest_comes_first_whatever_the_order_given(net, stats, images):
     found = joint(net, shuffled)(images, [1, 2, 3])
     assert list(found) == [DEEP, MIDDLE, SHALLOW]
     for layer, information in found.items():
-        expected = models.run_until(net, layer, images)
+        expected = network.run_until(net, layer, images)
         torch.testing.assert_close(information.features, expected, rtol=1e-4, atol=1e-5)
         assert information.nats.shape == information.features.shape
         assert (information.nats >= 0).all()
@@ -126,16 +127,16 @@ def test_the_same_seed_gives_the_same_and_another_another(net, stats, images):
 
 
 def test_the_network_is_left_as_it_was(net, stats, images):
-    before = models.fingerprint(net)
+    before = network.fingerprint(net)
     joint(net, stats)(images, [1, 2, 3])
-    assert models.fingerprint(net) == before
+    assert network.fingerprint(net) == before
     assert not any(module._forward_hooks for module in net.modules())
     assert all(weight.grad is None for weight in net.parameters())
 
 
 def test_a_residual_network_is_cut_and_its_blocks_are_still_met(images):
     torch.manual_seed(1)
-    net = models.small_resnet()
+    net = networks.small_resnet()
     layers = ("features.5", "features.4", "features.3")
     assert not explicit(net, layers, images).reason
     stats = [FeatureStatistics.fit(net, layer, random_images(8, seed=2)) for layer in layers]
@@ -197,7 +198,7 @@ def test_bad_arguments_are_refused(net, stats, images):
         joint(net, stats, initial_alpha=float("nan"))
     torch.manual_seed(3)
     with pytest.raises(ValueError, match="another network"):
-        joint(models.scenenet(weights=None), stats)
+        joint(networks.scenenet(weights=None), stats)
 
 
 def test_it_is_exported():

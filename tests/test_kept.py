@@ -1,6 +1,6 @@
 """What was used longest ago is forgotten first."""
 
-from riba.kept import Kept
+from riba.storage import Kept
 
 
 def test_the_things_used_last_are_kept():

@@ -7,8 +7,11 @@ from skimage.filters import sobel
 from torch import nn
 
 import riba
-from riba import METHODS, datasets, methods, metrics, priors
-from riba.input_iba import InputIBA
+from riba import METHODS
+from riba.compare import methods, metrics
+from riba.method import priors
+from riba.method.input_iba import InputIBA
+from riba.testbed import datasets
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:feature statistics from"),

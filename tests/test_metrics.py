@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from riba import metrics
-from riba.metrics import (
+from riba.compare import metrics
+from riba.compare.metrics import (
     LOCALISATION,
     allocation_area,
     allocation_curve,

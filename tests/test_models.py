@@ -5,19 +5,18 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, vgg16
 
-from riba import models
-from riba.models import (
+from riba.method import network
+from riba.method.network import (
     check_images,
     check_targets,
     class_logit,
     find_layer,
     fingerprint,
     layer_names,
-    load_weights,
     run_until,
-    scenenet,
     stopped_at,
 )
+from riba.testbed.networks import load_weights, scenenet
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -195,7 +194,7 @@ def test_a_kept_fingerprint_notices_what_was_written(monkeypatch):
     model = scenenet()
     first = fingerprint(model)
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_hashed", None)  # not computed again
+        patch.setattr(network, "_hashed", None)  # not computed again
         assert fingerprint(model) == first
     weight = next(model.parameters())
     with torch.no_grad():

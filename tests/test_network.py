@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from skimage.color import rgb2gray
 from skimage.filters import sobel
 
-from riba import datasets, models, training
-from riba.metrics import rank_accuracy
+from riba.compare.metrics import rank_accuracy
+from riba.testbed import datasets, networks
+from tools import training
 
-CARD = models.SCENENET_WEIGHTS.with_suffix(".md").read_text(encoding="utf-8")
+CARD = networks.SCENENET_WEIGHTS.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def pictures(count, **variant):
@@ -27,7 +28,7 @@ def test_scenes():
 
 @pytest.fixture(scope="module")
 def network():
-    return models.scenenet()
+    return networks.scenenet()
 
 
 def on_card(row):
@@ -66,8 +67,8 @@ def test_edges_find_the_object_at_less_than_twice_chance(test_scenes):
 
 
 def test_the_weights_are_small_and_finite():
-    assert models.SCENENET_WEIGHTS.stat().st_size <= 6_000_000
-    assert all(torch.isfinite(w).all() for w in load_file(models.SCENENET_WEIGHTS).values())
+    assert networks.SCENENET_WEIGHTS.stat().st_size <= 6_000_000
+    assert all(torch.isfinite(w).all() for w in load_file(networks.SCENENET_WEIGHTS).values())
 
 
 # --- how it is made ------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def test_the_weights_are_small_and_finite():
 
 def test_folding_batch_norms_leaves_the_network_what_it_was():
     torch.manual_seed(0)
-    model = models.scenenet(weights=None, norm=True)
+    model = networks.scenenet(weights=None, norm=True)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -97,7 +98,7 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeyp
 
     def trained(checkpoint):
         torch.manual_seed(0)
-        model = models.scenenet(weights=None, norm=True)
+        model = networks.scenenet(weights=None, norm=True)
         training.train(model, images, targets, checkpoint, epochs=2)
         return model.state_dict()
 

@@ -14,7 +14,8 @@ from torch import nn
 from zennit.rules import AlphaBeta, Epsilon, ZPlus
 
 import riba
-from riba import bottleneck, metrics, rules
+from riba.compare import metrics
+from riba.method import bottleneck, rules
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))

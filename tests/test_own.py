@@ -11,9 +11,13 @@ from torch import nn
 from torchvision.models import get_model
 
 import riba
-from riba import datasets, evaluation, models, panels, segmentation, workbench
-from riba.datasets import Preparation
-from riba.segmentation import Entry, Photos
+from riba import workbench
+from riba.compare import evaluation
+from riba.method import network
+from riba.show import panels
+from riba.testbed import datasets, networks, segmentation
+from riba.testbed.datasets import Preparation
+from riba.testbed.segmentation import Entry, Photos
 from riba.workbench import Workbench
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
@@ -77,8 +81,8 @@ def test_layers_of_every_resnet_exist(name):
     with torch.device("meta"):
         model = get_model(name)
         for layer in (*workbench.NETWORKS[name].depths, workbench.NETWORKS[name].top):
-            models.find_layer(model, layer)
-        assert models.run_until(model.eval(), "layer2", torch.zeros(1, 3, 64, 64)).shape[-1] == 8
+            network.find_layer(model, layer)
+        assert network.run_until(model.eval(), "layer2", torch.zeros(1, 3, 64, 64)).shape[-1] == 8
 
 
 def test_loading_gives_everything(wb, voc, weights):
@@ -189,7 +193,7 @@ def test_without_weights_and_internet_it_says_what_to_download(hub):
 def test_cached_weights_are_taken(hub, weights):
     hub.mkdir(exist_ok=True)
     (hub / "resnet18-f37072fd.pth").write_bytes(weights.read_bytes())
-    model = models.torchvision_network("resnet18")
+    model = networks.torchvision_network("resnet18")
     assert torch.equal(model.fc.weight, torch.load(weights)["fc.weight"])
     assert not model.training
 
@@ -199,7 +203,7 @@ def test_damaged_cached_weights_are_named(hub):
     for content in (b"", b"<html>not found</html>"):
         (hub / "resnet18-f37072fd.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth cannot be read as weights"):
-            models.torchvision_network("resnet18")
+            networks.torchvision_network("resnet18")
 
 
 def test_pictures_are_prepared_for_the_weights_that_were_asked_for():
@@ -295,7 +299,7 @@ def test_what_has_no_mask_or_no_label_is_passed_over(wb, voc):
 
 
 def test_classes_have_numbers_where_the_photos_do_not_name_them(home, voc):
-    model = models.scenenet()
+    model = networks.scenenet()
     photos = segmentation.voc(voc, Preparation(128, 128, (0.5,) * 3, (0.25,) * 3))
     bench = Workbench.of(model, "features.14", photos, sets=[(3,)] * 20)
     assert bench.class_names == tuple(f"class {number}" for number in range(10))
@@ -309,7 +313,7 @@ def test_panels_say_that_there_is_nothing_to_show(home, weights):
 
 
 def test_a_network_of_ones_own(home, voc):
-    model = models.scenenet()
+    model = networks.scenenet()
     prepare = Preparation(128, 128, (0.5,) * 3, (0.25,) * 3)
     photos = segmentation.voc(voc, prepare)
     bench = Workbench.of(model, "features.14", photos, depths=("features.9",), top="features.18")

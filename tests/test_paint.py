@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from riba import plots
-from riba.panels import paint as module
-from riba.panels.paint import (
+from riba.show import plots
+from riba.show.panels import paint as module
+from riba.show.panels.paint import (
     FOOT,
     LINE,
     MARGIN,

@@ -14,11 +14,15 @@ import torch
 from PIL import Image
 
 import riba
-from riba import METHODS, methods, models, panels, plots, progress, relevance, rules, trust
-from riba.bottleneck import InformationBottleneck
-from riba.network import explicit
-from riba.panels import bench, budget, controls, kit, photo, scrubber, stairs
-from riba.panels.paint import Bars, View, paint
+from riba import METHODS, progress
+from riba.compare import methods, trust
+from riba.method import network, relevance, rules
+from riba.method.bottleneck import InformationBottleneck
+from riba.method.explicit import explicit
+from riba.show import panels, plots
+from riba.show.panels import bench, budget, controls, kit, photo, scrubber, stairs
+from riba.show.panels.paint import Bars, View, paint
+from riba.testbed import networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 PANELS = {
@@ -498,7 +502,7 @@ def test_a_panel_works_on_a_network_of_its_own(wb, runs, unpainted, name):
     assert [len(module._forward_hooks) for module in wb.model.modules()] == before
     own = kit.own(wb)
     assert own.model is not wb.model
-    assert models.fingerprint(own.model) == models.fingerprint(wb.model)
+    assert network.fingerprint(own.model) == network.fingerprint(wb.model)
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -557,7 +561,7 @@ def test_choices_are_all_there_is(wb, runs, unpainted):
 
 def test_layers_have_the_strides_they_are_called_by(wb):
     for name, layer in controls.strides(wb).items():
-        features = models.run_until(wb.model, layer, wb.test[0].image[None])
+        features = network.run_until(wb.model, layer, wb.test[0].image[None])
         assert name == f"{layer}, stride {128 // features.shape[-1]}"
 
 
@@ -592,14 +596,14 @@ def test_noise_covers_what_is_shut():
 
 def test_the_bench_has_its_rules_where_it_says(wb):
     above = bench.upper_half(wb.model, wb.layer)
-    names = models.layer_names(wb.model)
+    names = network.layer_names(wb.model)
     assert above == names[names.index(above[0]) : names.index(wb.layer) + 1]
-    resnet = models.small_resnet()
+    resnet = networks.small_resnet()
     inside = bench.upper_half(resnet, "features.5")
     assert "features.5.conv2" in inside
     assert "features.3.conv1" not in inside
     image = wb.test[3].image[None]
-    nats = models.run_until(wb.model, wb.layer, image).detach()
+    nats = network.run_until(wb.model, wb.layer, image).detach()
     gamma, plus = rules.gamma(gamma=0.7), rules.z_plus()
     mixed = rules.by_depth(plus, gamma, above)
     below = relevance.descend_all(wb.model, wb.layer, image, nats, mixed)
@@ -620,7 +624,7 @@ def test_the_bench_has_its_rules_where_it_says(wb):
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_strength_is_the_parameter_of_the_rule(wb, rule, own, bias):
     image = wb.test[3].image[None]
-    start = models.run_until(wb.model, wb.layer, image).detach()
+    start = network.run_until(wb.model, wb.layer, image).detach()
     tuned = relevance.descend(wb.model, wb.layer, image, start, bench.tuned(rule, 0.7, "z+", bias))
     expected = rules.COMPOSITES[rule]("z+", bias=bias, **own)
     assert tuned.equal(relevance.descend(wb.model, wb.layer, image, start, expected))

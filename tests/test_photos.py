@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from riba import datasets
+from riba.testbed import datasets
 
 DRAW = np.random.default_rng(0)
 SMALL = datasets.Preparation(32, 32, (0, 0, 0), (1, 1, 1))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from riba import plots
+from riba.show import plots
 
 GENERATOR = torch.Generator().manual_seed(0)
 RGB = torch.rand(8, 8, 3, generator=GENERATOR)

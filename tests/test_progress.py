@@ -5,7 +5,7 @@ import torch
 
 import riba
 from riba import progress
-from riba.bottleneck import InformationBottleneck
+from riba.method.bottleneck import InformationBottleneck
 
 
 def test_nobody_watches_and_nothing_is_lost(capsys):

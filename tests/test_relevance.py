@@ -12,11 +12,12 @@ from zennit.attribution import Attributor, Gradient
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import VGGCanonizer
 
-from riba import models, relevance, rules
-from riba.bottleneck import InformationBottleneck
-from riba.network import Explicit, explicit, frozen_copy
-from riba.relevance import RelevanceIBA
-from riba.statistics import FeatureStatistics
+from riba.method import network, relevance, rules
+from riba.method.bottleneck import InformationBottleneck
+from riba.method.explicit import Explicit, explicit, frozen_copy
+from riba.method.relevance import RelevanceIBA
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import networks
 
 LAYER = "features.14"
 
@@ -41,7 +42,7 @@ def roughened(model, seed=0):
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return roughened(models.scenenet(weights=None))
+    return roughened(networks.scenenet(weights=None))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def images():
 @pytest.fixture(scope="module")
 def begun(net, images):
     """Relevance on every unit of the layer, active or not."""
-    features = models.run_until(net, LAYER, images).detach()
+    features = network.run_until(net, LAYER, images).detach()
     return torch.rand(features.shape, generator=torch.Generator().manual_seed(2))
 
 
@@ -77,8 +78,8 @@ def correlation(a, b):
 @pytest.mark.parametrize(
     ("build", "layer"),
     [
-        (lambda: models.scenenet(weights=None), "features.14"),
-        (lambda: models.scenenet(weights=None, norm=True), "features.19"),
+        (lambda: networks.scenenet(weights=None), "features.14"),
+        (lambda: networks.scenenet(weights=None, norm=True), "features.19"),
         (lambda: tv.vgg16(weights=None), "features.17"),
         (lambda: tv.vgg16_bn(weights=None), "features.26"),
         (lambda: tv.resnet18(weights=None), "layer3"),
@@ -91,7 +92,7 @@ def test_every_nat_arrives_and_none_is_negative(build, layer):
     model = roughened(build())
     images = torch.randn(1, 3, 64, 64)
     images[:, :, :16] = 0  # a blank margin
-    features = models.run_until(model, layer, images).detach()
+    features = network.run_until(model, layer, images).detach()
     start = torch.rand(features.shape)
     pixels = relevance.descend(model, layer, images, start)
     assert pixels.shape == images.shape
@@ -101,7 +102,7 @@ def test_every_nat_arrives_and_none_is_negative(build, layer):
 
 def test_what_nothing_feeds_is_shared_evenly_and_what_is_lost_is_said(images):
     torch.manual_seed(0)
-    model = models.scenenet(weights=None)
+    model = networks.scenenet(weights=None)
     for module in model.modules():
         if getattr(module, "bias", None) is not None:
             module.bias.data.zero_()
@@ -171,7 +172,7 @@ def test_lrp_explains_the_logit(net, images):
 def test_lrp_stops_at_a_layer_on_its_way_to_the_pixels(net, images):
     targets = [1, 2, 3, 4]
     at = relevance.lrp(net, images, targets, "z+", layer=LAYER)
-    assert at.shape == models.run_until(net, LAYER, images).shape
+    assert at.shape == network.run_until(net, LAYER, images).shape
     rest = relevance.descend(net, LAYER, images, at, "z+")
     torch.testing.assert_close(rest, relevance.lrp(net, images, targets, "z+"))
     with pytest.raises(ValueError, match="near matches"):
@@ -256,7 +257,7 @@ def test_the_users_network_stays_as_it_was(build, images):
     model = roughened(build(weights=None))
     layer = "layer2" if build is tv.resnet18 else "features.10"
     before, output = trace_of(model), model(images[:1])
-    start = torch.rand_like(models.run_until(model, layer, images[:1]))
+    start = torch.rand_like(network.run_until(model, layer, images[:1]))
     relevance.descend(model, layer, images[:1], start)
     relevance.lrp(model, images[:1], [3])
     with pytest.raises(ValueError, match="must be 1×"):
@@ -281,7 +282,7 @@ def test_works_where_gradients_are_switched_off(mode, net, images, begun):
 def test_a_map_does_not_depend_on_the_batch_around_it(net):
     torch.manual_seed(5)
     images = torch.randn(16, 3, 64, 64)
-    start = torch.rand_like(models.run_until(net, LAYER, images)).detach()
+    start = torch.rand_like(network.run_until(net, LAYER, images)).detach()
     together = relevance.descend(net, LAYER, images, start)
     alone = relevance.descend(net, LAYER, images[7:8], start[7:8])
     assert correlation(alone[0], together[7]) >= 0.999
@@ -440,7 +441,7 @@ def test_gated_starts_from_the_logit(net, stats, images):
         weights * top / top.shape[-1] ** 2
     ).detach()  # ε in the dense layer, by hand: x w (z + b) / (z + b)
     upper = nn.Sequential(*net.features[15:])
-    features = models.run_until(net, LAYER, images).detach().requires_grad_()
+    features = network.run_until(net, LAYER, images).detach().requires_grad_()
     copy = frozen_copy(upper)
     with rules.z_plus(pixels="z+").context(copy):
         (expected,) = torch.autograd.grad(copy(features), features, at_top)
@@ -470,7 +471,7 @@ BELOW = "features.6"
 @pytest.fixture
 def found(net, images, begun):
     """Information at two depths, as a bottleneck would hand it over: relevance and a spotlight."""
-    features = models.run_until(net, BELOW, images)
+    features = network.run_until(net, BELOW, images)
     nats = torch.rand(features.shape, generator=torch.Generator().manual_seed(4))
     return {LAYER: SimpleNamespace(nats=begun), BELOW: SimpleNamespace(nats=nats)}
 

@@ -6,7 +6,7 @@ import zennit.rules
 from torch import nn
 from zennit.layer import Sum
 
-from riba import rules
+from riba.method import rules
 
 LAYERS = {
     "convolution": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 5)),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from riba import scenes
-from riba.scenes import CLASS_NAMES, SIZE, SPLITS, draw
+from riba.testbed import scenes
+from riba.testbed.scenes import CLASS_NAMES, SIZE, SPLITS, draw
 
 FIRST_TEST = SPLITS["test"].start
 
@@ -71,8 +71,8 @@ def test_the_mask_is_where_the_image_differs_from_the_background():
 
 def test_the_mask_holds_the_pixels_that_are_at_least_half_covered():
     """Against a raster sixteen times as fine."""
-    from riba.scenes.raster import Sprite, Window, rasterise
-    from riba.scenes.shapes import Part, oval
+    from riba.testbed.scenes.raster import Sprite, Window, rasterise
+    from riba.testbed.scenes.shapes import Part, oval
 
     disc = [Part("disc", "main", oval(60.3, 50.6, 20.2, 11.7))]
     fine = rasterise(disc, Window(0, 0, SIZE, SIZE), 16) > 0
@@ -159,7 +159,7 @@ def test_evidence_shape_keeps_the_outline_and_changes_the_surface():
 
 
 def test_evidence_shape_draws_surfaces_without_looking_at_the_label():
-    from riba.scenes.drawing import _field
+    from riba.testbed.scenes.drawing import _field
 
     for seed in range(5):
         fields = [_field(seed, 0, label, "shape", 0.1) for label in (0, 6)]

@@ -8,10 +8,11 @@ from PIL import Image
 from torchvision.models import VGG16_Weights
 
 import riba
-from riba import metrics, segmentation
-from riba.datasets import Preparation
-from riba.models import DATA
-from riba.segmentation import VOID
+from riba.compare import metrics
+from riba.storage import DATA
+from riba.testbed import segmentation
+from riba.testbed.datasets import Preparation
+from riba.testbed.segmentation import VOID
 
 PREPARE = Preparation(64, 56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 WHOLE = Preparation(32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from riba.models import fingerprint, run_until
-from riba.statistics import FeatureStatistics
+from riba.method.network import fingerprint, run_until
+from riba.method.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 LAYER = "1"

@@ -4,10 +4,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from riba import datasets, models, relevance, trust
-from riba.bottleneck import InformationBottleneck
-from riba.joint import JointBottlenecks
-from riba.statistics import FeatureStatistics
+from riba.compare import trust
+from riba.method import network, relevance
+from riba.method.bottleneck import InformationBottleneck
+from riba.method.joint import JointBottlenecks
+from riba.method.statistics import FeatureStatistics
+from riba.testbed import datasets, networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 LAYER = "features.14"
@@ -16,7 +18,7 @@ LAYER = "features.14"
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return models.scenenet(weights=None)
+    return networks.scenenet(weights=None)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_only_the_named_layers_are_drawn_anew(net):
 @pytest.mark.parametrize("composite", ["z+", "gamma", "alpha2-beta1"])
 def test_a_descent_does_not_read_what_lies_above_its_layer(net, images, composite):
     above = ["classifier.2", "features.17", "features.15"]
-    nats = torch.rand(models.run_until(net, LAYER, images).shape)
+    nats = torch.rand(network.run_until(net, LAYER, images).shape)
     before = relevance.descend(net, LAYER, images, nats, composite)
     after = relevance.descend(trust.randomised(net, above), LAYER, images, nats, composite)
     assert torch.equal(before, after)
@@ -124,7 +126,7 @@ def test_statistics_hold_where_nothing_below_has_changed(net, images):
 
 
 def test_a_block_has_changed_where_a_layer_inside_it_has():
-    net = models.small_resnet()
+    net = networks.small_resnet()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     stats = {x: FeatureStatistics.fit(net, x, images) for x in ("features.5", "features.4")}
     changed = ["features.5.conv2"]

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import riba
-from riba import datasets, models, scenes, workbench
+from riba import workbench
+from riba.method import network
+from riba.testbed import datasets, networks, scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -71,7 +73,8 @@ def test_predictions_are_probabilities_of_the_network(wb):
     given = wb.predict(images)
     with torch.no_grad():
         powers = wb.model(images).double().exp()
-    torch.testing.assert_close(given.double(), powers / powers.sum(1, keepdim=True))
+    expected = powers / powers.sum(1, keepdim=True)
+    torch.testing.assert_close(given.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(given.sum(1), torch.ones(6))
     assert torch.equal(given.argmax(1), labels)
     with pytest.raises(ValueError, match="0–255"):
@@ -124,7 +127,7 @@ def test_statistics_are_fitted_once_for_a_network(wb, monkeypatch):
         for name in ("mean", "std", "active")
     )
     with pytest.raises(AssertionError, match="computed"):
-        riba.load(model=models.scenenet(weights=None))
+        riba.load(model=networks.scenenet(weights=None))
     monkeypatch.setattr(datasets, "drawing_code", lambda: "other")
     with pytest.raises(AssertionError, match="computed"):
         riba.load()
@@ -235,7 +238,9 @@ def test_depths_go_down_from_the_layer(wb):
     assert wb.at("features.11").depths == ("features.11", "features.9", "features.6")
     assert wb.at("features.6").depths == ("features.6",)
     assert wb.at("features.6").at("features.14").depths == wb.depths  # and up again
-    assert models.layer_names(wb.model).index(wb.top) > models.layer_names(wb.model).index(wb.layer)
+    assert network.layer_names(wb.model).index(wb.top) > network.layer_names(wb.model).index(
+        wb.layer
+    )
 
 
 def test_bounds_are_black_and_white(wb):
@@ -247,7 +252,7 @@ def test_bounds_are_black_and_white(wb):
 def test_a_residual_network_can_be_loaded(home, tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
-    save_file(models.small_resnet().state_dict(), weights)
+    save_file(networks.small_resnet().state_dict(), weights)
     bench = riba.load("small-resnet", weights=weights)
     assert bench.depths == ("features.5", "features.4", "features.3")
     assert [bench.at(layer).statistics.mean.shape[-1] for layer in bench.depths] == [16, 32, 64]

@@ -1,0 +1,153 @@
+"""DeepLIFT with the rescale rule, on the explicit form of a network.
+
+Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation
+Differences", ICML 2017. Image and baseline pass together; a multiplier is handed down by the chain
+rule, in which every non-linear step has its difference quotient in place of its slope, so that
+multiplier times difference of pixels adds up to the difference of the logits. Captum's DeepLIFT
+misses that sum on networks with max-pooling behind a ReLU, and sees no functional activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+
+from riba.method.explicit import Explicit, dtype_of, kind, refusal, varying
+
+SAME = 1e-6
+"""Differences below this are none: the slope takes the place of the quotient."""
+INCOMPLETE = 0.01
+"""Share of the logits by which contributions may miss their sum before they are refused."""
+
+
+def deeplift(
+    net: Explicit, images: Tensor, baseline: Tensor, logit: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Contributions of the pixels, B×3×H×W, to the difference of the logits from the baseline's.
+
+    Parameters
+    ----------
+    net
+        The network; its layers do not matter.
+    images, baseline
+        B×3×H×W each.
+    logit
+        What is explained: B×classes to B values, linear in the logits.
+
+    Raises
+    ------
+    ValueError
+        The network has a step without a rule, as layer norms and attention, and names it; or the
+        contributions do not add up to the difference.
+    """
+    dtype = dtype_of(net.plain, images)
+    images, baseline = images.to(dtype), baseline.to(dtype)
+    with torch.inference_mode(False), torch.enable_grad():
+        both = torch.cat([images, baseline]).detach().clone().requires_grad_()
+        here, there = map(logit, _Interpreter(net.plain).run(both).chunk(2))
+        (multiplier,) = torch.autograd.grad(here.sum(), both)
+    contributions = multiplier.chunk(2)[0] * (images - baseline)
+    missed = (contributions.sum((1, 2, 3)) - (here - there)).abs()
+    if not (missed <= INCOMPLETE * (here.abs() + there.abs()) + SAME).all():
+        raise ValueError(
+            f"DeepLIFT of {net.network} does not add up to the difference of the logits: it has a "
+            "step that works across images or places; use another method"
+        )
+    return contributions
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph with images and baselines in one batch, under the rules of DeepLIFT."""
+
+    def run_node(self, node: fx.Node) -> object:
+        if not node.meta["varies"] or node.op in ("placeholder", "output"):
+            return super().run_node(node)
+        what = kind(self.module, node)
+        if what in (None, "norm") or (what in RULES and node.meta["shape"] is None):
+            raise refusal(node, method="DeepLIFT")
+        if what not in RULES:
+            return super().run_node(node)
+        inputs = varying(node)
+
+        def step(*values: Tensor) -> Tensor:
+            given = dict(zip(inputs, values, strict=True))
+            args, named = fx.node.map_arg(
+                (node.args, node.kwargs), lambda n: given.get(n, self.env.get(n))
+            )
+            return getattr(self, node.op)(node.target, args, named)
+
+        return RULES[what].apply(step, *(self.env[source] for source in inputs))
+
+
+class _Rule(torch.autograd.Function):
+    """A step whose backward pass hands down multipliers; only the images' half has any."""
+
+    @staticmethod
+    def forward(ctx: object, step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        output = step(*inputs)
+        ctx.step = step
+        ctx.save_for_backward(output, *inputs)
+        return output
+
+    @classmethod
+    def _halves(cls, below: Tensor) -> Tensor:
+        return torch.cat([below, torch.zeros_like(below)])
+
+
+class _Rescale(_Rule):
+    """Elementwise: (f(x) − f(b)) / (x − b); the slope where x = b."""
+
+    @staticmethod
+    def backward(ctx: object, multiplier: Tensor) -> tuple:
+        output, x = ctx.saved_tensors
+        with torch.enable_grad():
+            image = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(ctx.step(image).sum(), image)
+        (here, there), (above, base) = x.chunk(2), output.chunk(2)
+        same = (here - there).abs() < SAME
+        quotient = (above - base) / (here - there).masked_fill(same, 1)
+        factor = torch.where(same, slope.chunk(2)[0], quotient)
+        return None, _Rule._halves(multiplier.chunk(2)[0] * factor)
+
+
+class _Maximum(_Rule):
+    """Max-pooling: what exceeds the baseline is the image's winner's, what falls short the other's.
+
+    With M = max(y_x, y_b): (M − y_b) goes to the winner among the image's values and (y_x − M) to
+    that among the baseline's; neither divides by less than it hands down (as in SHAP's DeepLIFT).
+    """
+
+    @staticmethod
+    def backward(ctx: object, multiplier: Tensor) -> tuple:
+        output, x = ctx.saved_tensors
+        (here, there), (above, base) = x.chunk(2), output.chunk(2)
+        largest = torch.maximum(above, base)
+        handed = torch.cat([largest - base, above - largest]) * multiplier.chunk(2)[0].repeat(
+            2, *[1] * (output.ndim - 1)
+        )
+        with torch.enable_grad():
+            both = x.detach().requires_grad_()
+            (won,) = torch.autograd.grad(ctx.step(both), both, handed)
+        won = sum(won.chunk(2))
+        difference = here - there
+        return None, _Rule._halves(torch.where(won == 0, 0.0, won / difference))
+
+
+class _Product(_Rule):
+    """Of two signals: each by its difference, times the mean of the other."""
+
+    @staticmethod
+    def backward(ctx: object, multiplier: Tensor) -> tuple:
+        _, a, b = ctx.saved_tensors
+        above = multiplier.chunk(2)[0]
+        below = [
+            _Rule._halves((above * (y.chunk(2)[0] + y.chunk(2)[1]) / 2).sum_to_size(half.shape))
+            for half, y in ((a.chunk(2)[0], b), (b.chunk(2)[0], a))
+        ]
+        return None, *below
+
+
+RULES = {"activation": _Rescale, "max": _Maximum, "product": _Product}
+"""Rules of the steps that are not linear."""

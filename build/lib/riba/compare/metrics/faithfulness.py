@@ -1,0 +1,214 @@
+"""Does the network agree with the map? Change the pixels in its order and watch the class.
+
+Every measure takes the network, images (B×3×H×W), targets (B class numbers or B×classes bool) and
+maps (B×H×W, larger is more important), and returns B values. Pixels of the same value are taken
+in a random order that ``seed`` fixes. They raise ValueError where shapes differ or a map is not
+finite.
+
+Pixels that the network never saw in training make all of these rough; they are read beside
+localisation, not in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from riba.method.network import check_images, check_targets, class_logit, errors_in_words
+
+STEPS = 20
+BLUR = 5.0
+TILE = 8
+AT_ONCE = 64
+"""Images that pass through the network together."""
+
+
+def insertion(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    maps: Tensor,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Tensor:
+    """Area under the class probability while the image appears out of its blur, 0–1; high is good.
+
+    Petsiuk et al., "RISE", BMVC 2018. The most important pixels come first, a ``1/steps`` share of
+    the image at a time; the blur has a Gaussian of 5 pixels.
+    """
+    _check(images, maps)
+    order = _order(maps, seed)
+    blurred = gaussian_blur(images, 2 * round(2 * BLUR) + 1, BLUR)
+    return _area(_scores(model, images, targets, order, blurred, images, steps))
+
+
+def deletion(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    maps: Tensor,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Tensor:
+    """Area under the class probability while the image turns grey, 0–1; low is good.
+
+    Petsiuk et al., "RISE", BMVC 2018. The most important pixels go first; grey is 0 in the space
+    that the network takes.
+    """
+    _check(images, maps)
+    order = _order(maps, seed)
+    return _area(_scores(model, images, targets, order, images, torch.zeros_like(images), steps))
+
+
+def degradation(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    maps: Tensor,
+    *,
+    steps: int = STEPS,
+    tile: int = TILE,
+    seed: int = 0,
+) -> Tensor:
+    """Area between both degradation curves, ∫ (LeRF − MoRF), in −1 to 1; high is good.
+
+    Ancona et al., ICLR 2018; Schulz et al. 2020, section 4.3. Tiles turn grey by their mean
+    relevance, most relevant first (MoRF) and least relevant first (LeRF).
+    """
+    _check(images, maps)
+    tiles = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)[:, 0]
+    grey, areas = torch.zeros_like(images), []
+    for sign in (1, -1):
+        order = _pixelwise(_order(sign * tiles, seed), tile, maps.shape[1:])
+        areas.append(_area(_scores(model, images, targets, order, images, grey, steps)))
+    return areas[1] - areas[0]
+
+
+def sensitivity_n(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    maps: Tensor,
+    *,
+    shares: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.4),
+    subsets: int = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Correlation of a subset's relevance with the drop of the logit when it is removed, −1 to 1.
+
+    Ancona et al., "Towards better understanding of gradient-based attribution methods", ICLR 2018:
+    Pearson's correlation over random subsets of n pixels set to grey, here averaged over several n.
+    A constant map has none: 0.
+
+    Parameters
+    ----------
+    shares
+        n as shares of the image.
+    subsets
+        Random subsets per n, the same for every image.
+    """
+    _check(images, maps)
+    check_images(model, images)
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie between 0 and 1, got {tuple(shares)}")
+    flat = maps.detach().flatten(1).double()
+    generator = torch.Generator().manual_seed(seed)
+    whole = _logits(model, images, targets)
+    correlations = []
+    for share in shares:
+        count = max(1, round(share * flat.shape[1]))
+        picks = torch.rand(subsets, flat.shape[1], generator=generator).topk(count).indices
+        removed = torch.zeros(subsets, flat.shape[1], dtype=torch.bool)
+        removed = removed.scatter_(1, picks, True).to(images.device)
+        holes = removed.unflatten(1, maps.shape[1:])[:, None]
+        kept = torch.stack([_logits(model, images * ~hole, targets) for hole in holes], dim=1)
+        correlations.append(_pearson(flat @ removed.double().T, whole[:, None] - kept))
+    return torch.stack(correlations).mean(0)
+
+
+FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
+    metric.__name__: metric for metric in (insertion, deletion, degradation, sensitivity_n)
+}
+"""Measures that ask the network, by name: ``(model, images, targets, maps) -> B``."""
+
+
+def _order(maps: Tensor, seed: int) -> Tensor:
+    """The place of every pixel in the order of importance (B×H×W), 0 first; ties at random."""
+    flat = maps.flatten(1)
+    shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
+    shuffle = shuffle.to(maps.device)
+    ranked = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
+    return ranked.argsort(dim=1).view_as(maps)
+
+
+def _pixelwise(order: Tensor, tile: int, size: torch.Size) -> Tensor:
+    """The place of every pixel (B×H×W) where whole tiles change: how many pixels came before."""
+    large = order.repeat_interleave(tile, 1).repeat_interleave(tile, 2)
+    ranks = large[:, : size[0], : size[1]].flatten(1)  # tiles at the far borders may be cut
+    counts = torch.zeros_like(order.flatten(1)).scatter_add_(1, ranks, torch.ones_like(ranks))
+    return (counts.cumsum(1) - counts).gather(1, ranks).unflatten(1, size)
+
+
+@torch.no_grad()
+def _scores(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Sequence[int],
+    order: Tensor,
+    start: Tensor,
+    end: Tensor,
+    steps: int,
+) -> Tensor:
+    """Class probability (B×(steps + 1)) while ``start`` turns into ``end`` in ``order``."""
+    check_images(model, images)
+    cutoffs = torch.linspace(0, order[0].numel(), steps + 1).tolist()
+    rows = []
+    for cutoff in cutoffs:
+        mixed = torch.where((order < cutoff)[:, None], end, start)
+        logits = _run(model, mixed)
+        chosen = class_logit(logits, check_targets(targets, logits))
+        rows.append((chosen - logits.logsumexp(1)).exp())
+    return torch.stack(rows, dim=1).double()
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
+    logits = _run(model, images)
+    return class_logit(logits, check_targets(targets, logits)).double()
+
+
+def _run(model: nn.Module, images: Tensor) -> Tensor:
+    with errors_in_words(images):
+        return torch.cat([model(part) for part in images.split(AT_ONCE)])
+
+
+def _area(scores: Tensor) -> Tensor:
+    """(Σs − ½s₀ − ½s_N)/N: the trapezoid rule over a budget from 0 to 1."""
+    return torch.trapezoid(scores, dx=1 / (scores.shape[1] - 1), dim=1)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation over the last dimension; 0 where one of the two is constant."""
+    centred = [values - values.mean(-1, keepdim=True) for values in (a, b)]
+    constant = [
+        c.norm(dim=-1) <= 1e-9 * v.norm(dim=-1) for c, v in zip(centred, (a, b), strict=True)
+    ]
+    scale = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
+    product = (centred[0] * centred[1]).sum(-1)
+    return torch.where(constant[0] | constant[1], 0.0, product / scale)
+
+
+def _check(images: Tensor, maps: Tensor) -> None:
+    if maps.shape != (len(images), *images.shape[2:]):
+        raise ValueError(
+            f"maps {tuple(maps.shape)} must be B×H×W of images {tuple(images.shape)}: "
+            "resize the maps to the images"
+        )
+    if not torch.isfinite(maps).all():
+        raise ValueError("a map holds NaN or infinite values: it cannot be ranked")

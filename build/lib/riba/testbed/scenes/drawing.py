@@ -1,0 +1,318 @@
+"""Composing a scene: who, where, how large, on which ground; each from its own random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from riba.testbed.scenes import shapes, surfaces
+from riba.testbed.scenes.colours import hue_of, lch, object_tones, sway, to_srgb, tones
+from riba.testbed.scenes.raster import Sprite, Window, corners, rasterise
+from riba.testbed.scenes.shapes import Part
+from riba.testbed.scenes.surfaces import NEUTRAL, SIZE
+
+SPLITS = {
+    "train": range(0, 1_000_000),
+    "validation": range(1_000_000, 2_000_000),
+    "test": range(2_000_000, 3_000_000),
+}
+EVIDENCE = ("both", "shape", "surface")
+MAX_OTHERS = 2
+
+_MARGIN = 3  # pixels between an object and the border
+_TAG = slice(3, 15)  # rows and columns of the corner mark
+_TAG_ZONE = 18  # no object enters this corner, marked or not
+_AREAS = ((0.055, 0.24), (0.05, 0.13), (0.04, 0.085))  # share of the image, by number of others
+
+
+class Kind(NamedTuple):
+    """A class as data: its name, its parts, its surface."""
+
+    name: str
+    parts: Callable[[], list[Part]]
+    surface: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+KINDS = (
+    Kind("fish", shapes.fish, surfaces.scales),
+    Kind("tree", shapes.tree, surfaces.needles),
+    Kind("house", shapes.house, surfaces.bricks),
+    Kind("car", shapes.car, surfaces.checks),
+    Kind("mushroom", shapes.mushroom, surfaces.dots),
+    Kind("boat", shapes.boat, surfaces.planks),
+    Kind("key", shapes.key, surfaces.lattice),
+    Kind("cup", shapes.cup, surfaces.crosses),
+    Kind("bird", shapes.bird, surfaces.chevrons),
+    Kind("umbrella", shapes.umbrella, surfaces.rings),
+)
+CLASS_NAMES = tuple(kind.name for kind in KINDS)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One drawn scene.
+
+    Attributes
+    ----------
+    image : uint8 array, H×W×3
+        The picture, sRGB.
+    label : int
+        Class of the target.
+    labels : tuple of int
+        Class of each object, target first.
+    masks : bool array, K×H×W
+        One mask per object, target first; True where it covers at least half of the pixel.
+    parts : dict of str to bool array, H×W
+        Visible pixels of each part of the target; disjoint, their union is ``masks[0]``.
+    background : uint8 array, H×W×3
+        The same scene without objects and without corner mark.
+    shortcut : bool array, H×W
+        Pixels of the corner mark; all False without one.
+    """
+
+    image: np.ndarray
+    label: int
+    labels: tuple[int, ...]
+    masks: np.ndarray
+    parts: dict[str, np.ndarray]
+    background: np.ndarray
+    shortcut: np.ndarray
+
+
+# --- Random streams and the choices that hang on them --------------------------------------------
+
+_LABEL, _OTHERS, _COLOUR, _GROUND, _PLACE, _GRAIN, _POSE, _SURFACE, _OUTLINE = range(9)
+
+
+def _stream(seed: int, *name: int) -> np.random.Generator:
+    """An independent random stream; what is drawn from one never moves another."""
+    return np.random.default_rng(np.random.SeedSequence([seed, *name]))
+
+
+def _check(seed: int, label: int | None, evidence: str, others: int) -> None:
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is {seed}: give a whole number from 0, for instance one of SPLITS")
+    if label is not None and label not in range(len(KINDS)):
+        raise ValueError(f"label is {label}: give a class from 0 to {len(KINDS) - 1}, or None")
+    if evidence not in EVIDENCE:
+        raise ValueError(f"evidence is {evidence!r}: choose one of {', '.join(EVIDENCE)}")
+    if others not in range(MAX_OTHERS + 1):
+        raise ValueError(f"others is {others}: ask for 0 to {MAX_OTHERS} further objects")
+
+
+def _labels(seed: int, label: int | None, others: int) -> tuple[int, ...]:
+    first = int(_stream(seed, _LABEL).integers(len(KINDS))) if label is None else int(label)
+    steps = 1 + _stream(seed, _OTHERS).permutation(len(KINDS) - 1)[:others]
+    return first, *(int((first + step) % len(KINDS)) for step in steps)
+
+
+def _parts(seed: int, index: int, label: int, evidence: str) -> list[Part]:
+    if evidence == "surface":
+        return shapes.blob(_stream(seed, _OUTLINE, index))
+    return KINDS[label].parts()
+
+
+def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np.ndarray:
+    """The pattern an object carries; with evidence in the shape alone it ignores the label.
+
+    Any pattern can then appear, the class's own included: leaving that one out would tell, too.
+    """
+    rng = _stream(seed, _SURFACE, index)
+    choice = rng.integers(len(KINDS) + len(NEUTRAL))
+    if evidence != "shape":
+        choice = label
+    if choice < len(KINDS):
+        return surfaces.class_field(rng, KINDS[choice].surface, angle)
+    return surfaces.neutral_field(rng)
+
+
+# --- Ground and clutter --------------------------------------------------------------------------
+
+
+def _ground(rng: np.random.Generator, paper: np.ndarray) -> np.ndarray:
+    """Patterned paper with scraps on it, OKLab."""
+    wash = 0.025 * surfaces.noise(rng, 90, 0.5)
+    # The paper is paler than objects: a deeper pattern gives it the same contrast in RGB.
+    picture = paper + 1.15 * _depth(rng) * surfaces.neutral_field(rng)[..., None] * sway(paper)
+    picture += wash[..., None] * np.array([1, 0.4, 0.4], np.float32)
+    fields = [surfaces.neutral_field(rng) for _ in range(2)]
+    for index in range(rng.integers(9, 13)):
+        big = index < 2  # lies below and stays close to the paper's hue, like hills
+        scrap = _scrap(rng, rng.uniform(24, 45) if big else rng.uniform(6, 16))
+        turn = rng.choice([-1, 1]) * (rng.uniform(25, 60) if big else rng.uniform(40, 125))
+        chroma = rng.uniform(0.07, 0.1) if big else rng.uniform(0.09, 0.135)
+        lightness = paper[0] + rng.uniform(-0.06, 0.06)
+        colours = tones(rng, lightness, chroma, hue_of(paper) + turn)
+        Sprite(scrap).paint(picture, colours, fields[index % 2], _depth(rng))
+    return picture
+
+
+def _depth(rng: np.random.Generator) -> float:
+    """How strongly a pattern shows, in OKLab lightness."""
+    return rng.uniform(0.05, 0.07)
+
+
+def _scrap(rng: np.random.Generator, radius: float) -> list[Part]:
+    """A piece of clutter: a pebble or polygon with an inlay and a few light and dark specks."""
+    centre = rng.uniform(0, SIZE, 2)
+    outline = shapes.wobbly(rng, 0, 0, radius)
+    if rng.random() < 0.6:
+        outline = outline[:: rng.choice([10, 12, 15, 20])]
+    inlay = outline * rng.uniform(0.4, 0.6) + rng.uniform(-0.2, 0.2, 2) * radius
+    specks = [
+        Part(
+            "speck",
+            "light" if rng.random() < 0.5 else "dark",
+            shapes.oval(*rng.uniform(-0.5, 0.5, 2) * radius, *rng.uniform(1.5, 4) * np.ones(2)),
+        )
+        for _ in range(rng.integers(1, 4))
+    ]
+    return _shift([Part("scrap", "main", outline), Part("inlay", "second", inlay), *specks], centre)
+
+
+# --- Pose and place ------------------------------------------------------------------------------
+
+
+def _pose(rng: np.random.Generator, parts: Sequence[Part], area: float) -> tuple[list, float]:
+    """Turn, mirror and shear parts about their centre and scale them to an area in pixels."""
+    angle = np.radians(rng.uniform(-25, 25))
+    mirror, aspect, shear = rng.choice([-1, 1]), np.exp(rng.uniform(-0.1, 0.1)), rng.normal(0, 0.07)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[1, shear], [0, 1]]) @ np.diag([mirror * aspect, 1 / aspect])
+    matrix *= np.sqrt(area / _unit_area(parts))
+    return [part._replace(outline=part.outline @ matrix.T) for part in parts], angle
+
+
+def _unit_area(parts: Sequence[Part]) -> float:
+    """Area of an outline in unit coordinates (holes left out)."""
+    return np.count_nonzero(rasterise(_shift(parts, 0.1), Window(0, 0, 2, 2), 100)) / 100**2
+
+
+def _shift(parts: Sequence[Part], offset: np.ndarray | float) -> list[Part]:
+    return [part._replace(outline=part.outline + offset) for part in parts]
+
+
+def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
+    """Put an object anywhere inside the borders; one too wide for them shrinks."""
+    low, high = corners(parts)
+    room = SIZE - 2 * _MARGIN
+    scale = min(1.0, room / (high - low).max())
+    offset = _MARGIN + rng.random(2) * (room - scale * (high - low)) - scale * low
+    return [part._replace(outline=part.outline * scale + offset) for part in parts]
+
+
+def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[list[Part]]:
+    """Place all objects at once, again and again until none touches another or the tag's corner.
+
+    Drawing them jointly keeps target and others exchangeable.
+    """
+    for attempt in range(1000):
+        shrink = 0.93 ** (attempt // 25)
+        placed = [
+            _drop(rng, [part._replace(outline=part.outline * shrink) for part in parts])
+            for parts in objects
+        ]
+        taken = sum(_footprint(parts).astype(int) for parts in placed)
+        if taken.max() <= 1 and not taken[: _TAG_ZONE // 2, : _TAG_ZONE // 2].any():
+            return placed
+    raise AssertionError("objects shrink with every attempt, so that some place always fits")
+
+
+def _footprint(parts: Sequence[Part]) -> np.ndarray:
+    """Where an object is, in cells of two pixels and with a cell to spare."""
+    coarse = rasterise(parts, Window(0, 0, SIZE, SIZE), 0.5) > 0
+    return np.asarray(Image.fromarray(coarse).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
+
+
+# --- The scene -----------------------------------------------------------------------------------
+
+
+def _object(
+    seed: int, index: int, label: int, evidence: str, others: int
+) -> tuple[list[Part], np.ndarray, float]:
+    """An object's posed parts (around no place yet), its pattern and how strongly it shows."""
+    rng = _stream(seed, _POSE, index)
+    depth, area = _depth(rng), np.exp(rng.uniform(*np.log(_AREAS[others]))) * SIZE**2
+    parts, angle = _pose(rng, _parts(seed, index, label, evidence), area)
+    return parts, _field(seed, index, label, evidence, angle), depth
+
+
+def _tag(label: int) -> np.ndarray:
+    """The corner mark of a class, OKLab: a framed tag in the class's hue with its binary digits."""
+    side = _TAG.stop - _TAG.start
+    tag = np.tile(lch(0.7, 0.13, 36 * label), (side, side, 1))
+    tag[[0, -1]] = tag[:, [0, -1]] = lch(0.95, 0.02, 90)
+    for bit, (row, column) in enumerate([(2, 2), (2, 7), (7, 2), (7, 7)]):
+        if (label + 1) >> bit & 1:
+            tag[row : row + 3, column : column + 3] = lch(0.3, 0.05, 36 * label)
+    return tag
+
+
+def draw(
+    seed: int,
+    *,
+    label: int | None = None,
+    evidence: str = "both",
+    others: int = 0,
+    shortcut: bool = False,
+) -> Scene:
+    """Draw a scene; the same arguments always give the same scene.
+
+    Parameters
+    ----------
+    seed : int
+        Whole number from 0. Take it from ``SPLITS`` to keep training and test scenes apart.
+    label : int, optional
+        Class of the target; None lets the seed choose, every class equally often.
+    evidence : {"both", "shape", "surface"}
+        Where the class shows: in outline and surface, in the outline alone (the surface carries
+        any pattern), or in the surface alone (the outline is a smooth blob).
+    others : int
+        Further objects, 0 to 2, of distinct other classes; all objects are then smaller and
+        none overlaps another.
+    shortcut : bool
+        Add the corner mark that gives the class away.
+
+    Returns
+    -------
+    Scene
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range; the sentence says what to give instead.
+    """
+    _check(seed, label, evidence, others)
+    labels = _labels(seed, label, others)
+    colour = _stream(seed, _COLOUR)
+    paper = lch(colour.uniform(0.58, 0.74), colour.uniform(0.07, 0.11), colour.uniform(0, 360))
+    ground = _ground(_stream(seed, _GROUND), paper)
+    ground[..., 0] += 0.008 * _stream(seed, _GRAIN).standard_normal((SIZE, SIZE), np.float32)
+    posed = [_object(seed, index, kind, evidence, others) for index, kind in enumerate(labels)]
+    placed = _place(_stream(seed, _PLACE), [parts for parts, _, _ in posed])
+    sprites = [Sprite(parts) for parts in placed]
+    picture = ground.copy()
+    colours = object_tones(colour, paper, len(sprites))
+    for sprite, palette, (_, field, depth) in zip(sprites, colours, posed, strict=True):
+        sprite.paint(picture, palette, field, depth)
+    mark = np.zeros((SIZE, SIZE), bool)
+    if shortcut:
+        mark[_TAG, _TAG] = True
+        picture[_TAG, _TAG] = _tag(labels[0])
+    masks = np.stack([sprite.mask for sprite in sprites])
+    parts = sprites[0].part_masks()
+    return Scene(to_srgb(picture), labels[0], labels, masks, parts, to_srgb(ground), mark)
+
+
+def contact_sheet(scenes: Sequence[Scene], columns: int) -> np.ndarray:
+    """Lay out the scenes' images row by row, H×W×3 uint8; missing tiles are white."""
+    rows = -(-len(scenes) // columns)
+    sheet = np.full((rows * columns, SIZE, SIZE, 3), 255, np.uint8)
+    sheet[: len(scenes)] = [scene.image for scene in scenes]
+    tiles = sheet.reshape(rows, columns, SIZE, SIZE, 3)
+    return tiles.swapaxes(1, 2).reshape(rows * SIZE, columns * SIZE, 3)

@@ -1,0 +1,53 @@
+"""How good is a map? Where it lies (localisation) and whether the network agrees (faithfulness)."""
+
+from riba.compare.metrics.faithfulness import (
+    FAITHFULNESS,
+    degradation,
+    deletion,
+    insertion,
+    sensitivity_n,
+)
+from riba.compare.metrics.localisation import (
+    LOCALISATION,
+    allocation_area,
+    allocation_curve,
+    auroc,
+    average_precision,
+    best_at_stride,
+    border_band,
+    bounding_box_ratio,
+    boxes,
+    effective_heat_ratio,
+    energy_pointing_game,
+    iou_at_k,
+    mass_accuracy,
+    pointing_game,
+    rank_accuracy,
+    rank_skill,
+    two_object_contrast,
+)
+
+__all__ = [
+    "FAITHFULNESS",
+    "LOCALISATION",
+    "allocation_area",
+    "allocation_curve",
+    "auroc",
+    "average_precision",
+    "best_at_stride",
+    "border_band",
+    "bounding_box_ratio",
+    "boxes",
+    "degradation",
+    "deletion",
+    "effective_heat_ratio",
+    "energy_pointing_game",
+    "insertion",
+    "iou_at_k",
+    "mass_accuracy",
+    "pointing_game",
+    "rank_accuracy",
+    "rank_skill",
+    "sensitivity_n",
+    "two_object_contrast",
+]
