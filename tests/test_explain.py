@@ -12,6 +12,7 @@ from torchvision.models import get_model
 import riba
 from riba import explain
 from riba.compare.methods import METHODS
+from riba.method.network import fingerprint
 from riba.show import plots
 from riba.testbed import networks
 
@@ -151,7 +152,7 @@ def test_a_network_of_torchvision_needs_photos_for_its_statistics(home, photos, 
         command(photos, tmp_path / "none", *options, "--reference", str(photos))
     settings = json.loads((tmp_path / "none" / "settings.json").read_text())
     assert settings["statistics"][1] == 2
-    assert settings["model"] == network.fingerprint(networks.torchvision_network("resnet18", path))
+    assert settings["model"] == fingerprint(networks.torchvision_network("resnet18", path))
     with np.load(tmp_path / "none" / "scene0.png.npz") as kept:
         assert kept["map"].shape == (224, 224)
         assert np.isfinite(kept["map"]).all()
