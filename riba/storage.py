@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -28,37 +28,39 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
-class Kept(Generic[Thing]):
-    """Things by key; of more than ``most`` the one used longest ago is forgotten.
+class Memory(Generic[Value]):
+    """A bounded memory: values by key; beyond ``size`` the least recently used one is dropped.
 
-    For values that a caller may fail to make (``functools.lru_cache`` wants to make them itself).
-    Several threads may share it.
+    Several threads may share it. A pickled or copied memory is empty.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._things: OrderedDict[Hashable, Thing] = OrderedDict()
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._lock = Lock()
 
-    def recall(self, key: Hashable) -> Thing | None:
-        """What was remembered under ``key``, used once more now; None where nothing is."""
-        with self._lock:
-            if key in self._things:
-                self._things.move_to_end(key)
-            return self._things.get(key)
+    def __reduce__(self) -> tuple:
+        return Memory, (self.size,)
 
-    def remember(self, key: Hashable, thing: Thing) -> Thing:
-        """Keep ``thing`` under ``key``, and hand it back."""
+    def get(self, key: Hashable) -> Value | None:
+        """The value of ``key``, which counts as used now; None where there is none."""
         with self._lock:
-            self._things[key] = thing
-            while len(self._things) > self.most:
-                self._things.popitem(last=False)
-        return thing
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def put(self, key: Hashable, value: Value) -> Value:
+        """Store ``value`` under ``key`` and return it."""
         with self._lock:
-            self._things.clear()
+            self._values[key] = value
+            while len(self._values) > self.size:
+                self._values.popitem(last=False)
+        return value
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """The value of ``key``, computed where it is missing; an error stores nothing."""
+        value = self.get(key)
+        return self.put(key, compute()) if value is None else value

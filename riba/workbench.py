@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torchvision.models import get_model_weights
 
 from riba.method import network
 from riba.method.statistics import FeatureStatistics
+from riba.storage import Memory
 from riba.testbed import datasets, networks, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample
 from riba.testbed.segmentation import Photos
@@ -83,6 +84,8 @@ class Workbench:
     precision
         Of the passes through the network while a bottleneck in it is optimised, such as
         ``torch.bfloat16``; None: that of the weights. InputIBA and the panels do not read it.
+    memory
+        What was computed for this workbench lately; a workbench made from it has a new one.
     """
 
     model: nn.Module
@@ -100,6 +103,7 @@ class Workbench:
     sets: tuple[tuple[int, ...], ...] | None = None
     label_names: tuple[str, ...] = scenes.CLASS_NAMES
     precision: torch.dtype | None = None
+    memory: Memory = field(init=False, repr=False, default_factory=Memory)
 
     @classmethod
     def of(

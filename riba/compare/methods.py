@@ -55,7 +55,7 @@ from riba.method.network import (
 )
 from riba.method.readout import scenenet_readout
 from riba.method.statistics import FeatureStatistics
-from riba.storage import Kept
+from riba.storage import Memory
 from riba.workbench import Workbench
 
 Method = Callable[..., Tensor]
@@ -359,7 +359,7 @@ def lrp_epsilon_gamma_box(
 
 Found = Information | InputInformation | dict[str, Information]
 
-_found: Kept[Found] = Kept(6)
+_found: Memory[Found] = Memory(6)
 """What the last few bottlenecks found: several methods start from the same."""
 
 
@@ -399,8 +399,8 @@ def _once(
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     key = (*settings, digest.digest())
-    result = _found.recall(key)
-    return _found.remember(key, find(images, targets)) if result is None else result
+    result = _found.get(key)
+    return _found.put(key, find(images, targets)) if result is None else result
 
 
 def _statistics(wb: Workbench, layer: str) -> FeatureStatistics | None:

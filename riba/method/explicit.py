@@ -31,7 +31,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear, Ma
 
 from riba.method import rules
 from riba.method.network import errors_in_words, find_layer, fingerprint, run_until, watched
-from riba.storage import Kept
+from riba.storage import Memory
 
 TOLERANCE = 1e-3
 """Share of the relevance that may be lost or gained before a network is refused."""
@@ -914,7 +914,7 @@ def _check_whole(
 KEPT = 8
 """Explicit forms of one network that are kept; they share its weights where they can."""
 
-_known: WeakKeyDictionary[nn.Module, Kept[Explicit]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, Memory[Explicit]] = WeakKeyDictionary()
 _building = threading.RLock()
 
 
@@ -946,9 +946,9 @@ def explicit(model: nn.Module, layers: Iterable[str], example: Tensor) -> Explic
     shape, device = tuple(example.shape[1:]), str(example.device)
     key = (layers, shape, device, example.dtype, fingerprint(model))
     with _building:
-        kept = _known.setdefault(model, Kept(KEPT))
-        found = kept.recall(key)
+        kept = _known.setdefault(model, Memory(KEPT))
+        found = kept.get(key)
         example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
         if found is None or not found.fits(model, example):
-            found = kept.remember(key, Explicit(model, layers, example))
+            found = kept.put(key, Explicit(model, layers, example))
     return found

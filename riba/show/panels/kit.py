@@ -33,7 +33,7 @@ from riba.method.explicit import frozen_copy
 from riba.method.network import near_matches
 from riba.show import plots
 from riba.show.panels.paint import SHOWN, WIDTH, Picture, View, paint
-from riba.storage import Kept
+from riba.storage import Memory
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
@@ -119,8 +119,8 @@ class Panel:
             _set(self.controls, setting, value)
         self.initial = self.values
         self.state, self.message, self.drawn, self.found = "stale", "", 0, 0
-        self._results: Kept[object] = Kept(KEPT)
-        self._pictures: Kept[tuple[View, bytes]] = Kept(KEPT)
+        self._results: Memory[object] = Memory(KEPT)
+        self._pictures: Memory[tuple[View, bytes]] = Memory(KEPT)
         self._task: asyncio.Task | None = None
         self._loop = _running_loop()
         self._stop, self._cancelled, self._quiet = threading.Event(), False, False
@@ -194,7 +194,7 @@ class Panel:
         values = self.values
         digest = hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:8]
         path = plots.FIGURES / f"panel_{self.name}_{digest}.png"
-        view, _ = self._pictures.recall(_all(values))
+        view, _ = self._pictures.get(_all(values))
         try:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(paint(view, scale=SAVED))
@@ -290,10 +290,10 @@ class Panel:
         return self._find(**_taken(self._find, wanted))
 
     def _present(self, wanted: dict[str, object]) -> None:
-        kept = self._pictures.recall(_all(wanted))
+        kept = self._pictures.get(_all(wanted))
         if kept is None:
-            view = self._view(self._results.recall(self._key(wanted)), wanted)
-            kept = self._pictures.remember(_all(wanted), (view, paint(view)))
+            view = self._view(self._results.get(self._key(wanted)), wanted)
+            kept = self._pictures.put(_all(wanted), (view, paint(view)))
         self._shown, picture = kept
         if self.picture.value != picture:
             self.picture.value = picture
@@ -305,15 +305,15 @@ class Panel:
 
     def _lacking(self, values: dict[str, object]) -> bool:
         """Whether something must be computed before these values can be shown."""
-        picture = self._pictures.recall(_all(values))
-        result = self._results.recall(self._key(values))
+        picture = self._pictures.get(_all(values))
+        result = self._results.get(self._key(values))
         return picture is None and result is None
 
     def _key(self, values: dict[str, object]) -> tuple:
         return _all(_taken(self._find, values))
 
     def _keep(self, values: dict[str, object], result: object) -> None:
-        self._results.remember(self._key(values), result)
+        self._results.put(self._key(values), result)
 
     def _running(self) -> bool:
         return self._task is not None and not self._task.done()
