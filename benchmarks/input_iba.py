@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 import riba
 from riba.compare import metrics
-from riba.method.priors import PRIORS
+from riba.method.input_iba import PRIORS
 from riba.testbed import datasets
+from tools import wgan  # noqa: F401  (adds the published prior to PRIORS)
 
 HERE = Path(__file__).parent
 AGREEMENT, SPEED = HERE / "input_iba.csv", HERE / "input_iba_speed.csv"

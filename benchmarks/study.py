@@ -23,13 +23,13 @@ import riba
 from riba.compare import metrics
 from riba.method import relevance, rules
 from riba.method.bottleneck import (
+    Depths,
     Information,
     InformationBottleneck,
     capacity_product,
     smooth,
     to_bits,
 )
-from riba.method.joint import JointBottlenecks
 from riba.testbed import datasets
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -48,21 +48,21 @@ class Scenes:
         self.images, self.labels, self.masks = datasets.stack(samples)
         self.others = [sample.other for sample in samples]
         self.size = tuple(self.images.shape[-2:])
-        self._found: dict[tuple, dict[str, Information]] = {}
+        self._found: dict[tuple, Information | Depths] = {}
 
     def single(self, layer: str, **settings: float) -> Information:
         """A bottleneck by itself."""
         bench = self.wb.at(layer)
         find = InformationBottleneck(self.wb.model, layer, bench.statistics, **settings)
-        return self._once((layer, *settings.items()), lambda *given: {layer: find(*given)})[layer]
+        return self._once((layer, *settings.items()), find)
 
-    def joint(self, layers: Sequence[str] = DEPTHS, **settings: float) -> dict[str, Information]:
+    def joint(self, layers: Sequence[str] = DEPTHS, **settings: float) -> Depths:
         """Bottlenecks optimised together, the deepest first."""
-        statistics = [self.wb.at(layer).statistics for layer in layers]
-        find = JointBottlenecks(self.wb.model, statistics, **settings)
+        statistics = [self.wb.statistics_at(layer) for layer in layers]
+        find = InformationBottleneck(self.wb.model, layers, statistics, **settings)
         return self._once((*layers, *settings.items()), find)
 
-    def _once(self, key: tuple, find: Callable) -> dict[str, Information]:
+    def _once(self, key: tuple, find: Callable) -> Information | Depths:
         if key not in self._found:
             self._found[key] = find(self.images, self.labels)
         return self._found[key]
@@ -121,9 +121,9 @@ def sources(s: Scenes) -> Maps:
 def forms(s: Scenes) -> Maps:
     """Information from several depths, found separately or together, and how it is used."""
     maps = {"LRP from the logit": s.logit()}
-    separate = {layer: s.single(layer) for layer in DEPTHS}
-    for kind, found in (("separate", separate), ("joint", s.joint())):
-        nats = {layer: information.nats for layer, information in found.items()}
+    separate = Depths(tuple(s.single(layer) for layer in DEPTHS))
+    for kind, depths in (("separate", separate), ("joint", s.joint())):
+        nats = {depth.layer: depth.nats for depth in depths}
         product = capacity_product(nats.values(), s.size)
         low = s.down(SHALLOW, nats[SHALLOW])
         maps |= {
@@ -139,33 +139,35 @@ def forms(s: Scenes) -> Maps:
             f"{kind}: the same, smoothed by 1 pixel": smooth(low, 1.0) * product,
             f"{kind}: the same, smoothed by 2 pixels": smooth(low, 2.0) * product,
             f"{kind}: the same, smoothed by 3 pixels": smooth(low, 3.0) * product,
-            f"{kind}: inside the descent, by location": inside(s, found, _by_location),
-            f"{kind}: inside the descent, by element": inside(s, found, _by_element),
-            f"{kind}: inside the descent, by lambda": inside(s, found, _by_lambda),
+            f"{kind}: inside the descent, by location": inside(s, depths, _by_location),
+            f"{kind}: inside the descent, by element": inside(s, depths, _by_element),
+            f"{kind}: inside the descent, by lambda": inside(s, depths, _by_lambda),
             f"{kind}: deep product at {SHALLOW}, handed down": deep_product(s, nats),
             f"{kind}: LRP times product": s.logit().clamp(min=0) * product,
-            f"{kind}: LRP gated at every depth": gated(s, found),
+            f"{kind}: LRP gated at every depth": gated(s, depths),
         }
     return maps
 
 
-def inside(s: Scenes, found: dict[str, Information], weight: Callable) -> Tensor:
+def inside(s: Scenes, depths: Depths, weight: Callable) -> Tensor:
     """Relevance on its way from the deepest layer, weighed at every depth and rescaled."""
-    (layer, top), *shallower = found.items()
-    return _weighed_on_the_way(s, layer, top.nats, shallower, weight)
+    top, *shallower = depths
+    return _weighed_on_the_way(s, top.layer, top.nats, shallower, weight)
 
 
-def gated(s: Scenes, found: dict[str, Information]) -> Tensor:
+def gated(s: Scenes, depths: Depths) -> Tensor:
     """LRP from the logit, weighed by the capacity at every depth on its way."""
     arrived = relevance.lrp(s.wb.model, s.images, s.labels, layer=TOP)
-    (layer, top), *shallower = found.items()
-    return _weighed_on_the_way(s, layer, arrived * _by_location(top), shallower, _by_location)
+    top, *shallower = depths
+    start = arrived * _by_location(top)
+    return _weighed_on_the_way(s, top.layer, start, shallower, _by_location)
 
 
 def _weighed_on_the_way(
     s: Scenes, layer: str, start: Tensor, shallower: list, weight: Callable
 ) -> Tensor:
-    for lower, information in shallower:
+    for information in shallower:
+        lower = information.layer
         below = relevance.descend_all(s.wb.model, layer, s.images, start, None, [lower])
         start = below[lower] * weight(information)
         layer = lower
@@ -218,7 +220,7 @@ def evidence(s: Scenes) -> Maps:
         f"Relevance-IBA from {TOP}": s.down(TOP, top),
         f"joint: IBA, {SHALLOW}": to_bits(found[SHALLOW].nats, s.size),
         f"joint: Relevance-IBA from {SHALLOW}": low,
-        "joint: product of capacities": capacity_product((d.nats for d in found.values()), s.size),
+        "joint: product of capacities": capacity_product((d.nats for d in found), s.size),
         "cascade": relevance.cascade(s.wb.model, s.images, found).sum(1),
     }
 

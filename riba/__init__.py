@@ -17,9 +17,8 @@ _ROOMS = {
     "show": ("panels", "plots"),
 }
 _NAMES = {
-    "method.bottleneck": ("Information", "InformationBottleneck"),
+    "method.bottleneck": ("Depths", "Information", "InformationBottleneck"),
     "method.input_iba": ("InputIBA", "InputInformation"),
-    "method.joint": ("JointBottlenecks",),
     "method.readout": ("ReadoutBottleneck",),
     "method.relevance": ("Ledger", "RelevanceIBA"),
     "method.statistics": ("FeatureStatistics",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from riba.method import network
+from riba.method.explicit import Explicit, explicit
 from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
 from riba.testbed import datasets, networks, photos, scenes, segmentation
@@ -103,6 +104,7 @@ class Workbench:
     sets: tuple[tuple[int, ...], ...] | None = None
     label_names: tuple[str, ...] = scenes.CLASS_NAMES
     precision: torch.dtype | None = None
+    others: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     memory: Memory = field(init=False, repr=False, default_factory=Memory)
 
     @classmethod
@@ -195,6 +197,19 @@ class Workbench:
     def to(self, device: torch.device | str) -> Workbench:
         """The same workbench with its network on another device, which moves there."""
         return replace(self, model=self.model.to(device))
+
+    def statistics_at(self, layer: str) -> FeatureStatistics | None:
+        """Statistics."""
+        if layer == self.layer:
+            return self.statistics
+        if layer in self.others:
+            return self.others[layer]
+        return self.memory.once(("statistics", layer), lambda: self.at(layer).statistics)
+
+    def explicit(self, layers: Sequence[str], images: Tensor) -> Explicit:
+        """Form."""
+        key = ("explicit", tuple(layers), tuple(images.shape[1:]))
+        return self.memory.put(key, explicit(self.model, layers, images, self.memory.get(key)))
 
     def at(self, layer: str) -> Workbench:
         """The same workbench with the bottleneck at another layer.

@@ -379,7 +379,7 @@ def test_units_without_positive_contributions_keep_what_they_have():
     x = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
     above = torch.tensor([5.0, 7.0]).reshape(1, 2, 1, 1)
     for rule in (rules.ZPlus(), rules.Gamma(0.25)):
-        assert rules.hand_down(rule, layer, x, above).flatten().tolist() == [5.0, 7.0]
+        assert rules.propagate(rule, layer, x, above).flatten().tolist() == [5.0, 7.0]
 
 
 def test_the_composites_first_layer_is_the_one_that_runs_first(built):
@@ -454,7 +454,7 @@ def test_an_untraceable_network_gets_iba_and_says_so_once():
         first, _ = (iba(IMAGES, [0, 1]) for _ in range(2))
     assert len(seen) == 1
     with pytest.warns(UserWarning, match="cannot be traced"):
-        found = riba.JointBottlenecks(model, stats, steps=2)(IMAGES, [0, 1])
+        found = riba.InformationBottleneck(model, ["c", "b"], stats, steps=2)(IMAGES, [0, 1])
     assert list(found) == ["c", "b"]
     assert (first.nats > 0).any()
     assert not any(module._forward_hooks for module in model.modules())
@@ -558,7 +558,7 @@ def test_other_weights_under_an_attributor_are_refused(built):
     model = copy.deepcopy(built("Functional"))
     stats = riba.FeatureStatistics.fit(model, "b", IMAGES, few=True)
     attributor = riba.RelevanceIBA(model, "b", stats, steps=1)
-    joint = riba.JointBottlenecks(model, [stats], steps=1)
+    joint = riba.InformationBottleneck(model, [stats.layer], [stats], steps=1)
     attributor(IMAGES, [0, 1])
     joint(IMAGES, [0, 1])
     model.load_state_dict(roughened(Functional(), seed=9).state_dict())

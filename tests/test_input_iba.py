@@ -1,14 +1,16 @@
 """InputIBA: its information is the KL of two Gaussians; its priors agree; a batch is its images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
 import riba
-from riba.method import priors
-from riba.method.explicit import explicit
+from riba.method import input_iba
 from riba.method.input_iba import InputIBA, input_capacity
 from riba.testbed import datasets
+from tools import wgan
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -16,9 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 @pytest.fixture(scope="module")
 def wb(home):
     with pytest.MonkeyPatch.context() as patch:  # a small part of the fit: the same code, sooner
-        for name, value in {"EPOCHS": 1, "EPOCH": 3, "BATCH": 4, "COPIES": 4}.items():
-            patch.setattr(priors, name, value)
-        patch.setattr(priors, "GENERATOR_STEPS", 8)
+        for name, value in {"EPOCHS": 1, "EPOCH": 3, "BATCH": 4}.items():
+            patch.setattr(wgan, name, value)
+        patch.setattr(input_iba, "COPIES", 4)
+        patch.setattr(input_iba, "GENERATOR_STEPS", 8)
         yield riba.load()
 
 
@@ -135,65 +138,64 @@ def test_the_network_collects_no_gradients(wb, batch):
 
 
 @pytest.fixture(scope="module")
-def given(wb, batch):
-    """Arguments of a fit, for the first image."""
-    features = InputIBA(wb.model, wb.layer, wb.statistics).bottleneck(*(x[:1] for x in batch[:2]))
-    head, _ = explicit(wb.model, [wb.layer], batch[0][:1]).parts
-    return (
-        lambda images: head(images)[0],
-        batch[0][0],
-        features.bits((128, 128))[0],
-        features.features[0],
-        features.lambda_[0],
-        wb.statistics,
-    )
+def task(wb, batch):
+    """What the prior of the first image is fitted to."""
+    method = InputIBA(wb.model, wb.layer, wb.statistics)
+    images, targets, _ = batch
+    return method._prior_tasks(images[:1], method.bottleneck(images[:1], targets[:1]))[0]
 
 
-def test_an_untouched_prior_is_the_bits_map(given):
-    m = priors.untouched(*given)
-    assert torch.equal(m, given[2].expand(3, -1, -1))
+def test_an_untouched_prior_is_the_bits_map(task):
+    m = input_iba.untouched(task)
+    assert torch.equal(m, task.bits.expand(3, -1, -1))
     assert torch.sigmoid(m).min() >= 0.5
 
 
-def distance(given, mask):
-    """How far the generator's features are from z in mean and spread, with fresh noise."""
-    head, image, _, r, lambda_, stats = given
-    noise = torch.randn(32, *image.shape, generator=torch.Generator().manual_seed(9))
+def distance(task, mask):
+    """How far the generator's features are from z in their mean, with fresh noise."""
+    noise = torch.randn(32, *task.image.shape, generator=torch.Generator().manual_seed(9))
     m = torch.sigmoid(mask)
     with torch.no_grad():
-        features = head(m * image + (1 - m) * noise)
-    std = stats.std.clamp(min=0.01)
-    centre = stats.active * (lambda_ * r + (1 - lambda_) * stats.mean)
-    return ((features.mean(0) - centre) / std).square().mean()
+        features = task.head(m * task.image + (1 - m) * noise)
+    return ((features.mean(0) - task.mean) / task.scale).square().mean()
 
 
-def test_matching_moments_brings_the_features_closer(given):
-    assert distance(given, priors.moments(*given)) < distance(given, priors.untouched(*given))
+def test_the_moments_are_those_of_the_restricted_features(wb, batch, task):
+    features = InputIBA(wb.model, wb.layer, wb.statistics).bottleneck(batch[0][:1], batch[1][:1])
+    r, lambda_, stats = features.features[0], features.lambda_[0], wb.statistics
+    mean = stats.active * (lambda_ * r + (1 - lambda_) * stats.mean)
+    torch.testing.assert_close(task.mean, mean, rtol=1e-4, atol=1e-5)
+    std = stats.active * (1 - lambda_) * stats.std.clamp(min=0.01)
+    torch.testing.assert_close(task.std, std, rtol=1e-4, atol=1e-5)
 
 
-def test_every_fit_repeats_itself_and_moves_in_small_steps(given):
-    for fit in (priors.moments, priors.wgan):
-        first, again = fit(*given, seed=3), fit(*given, seed=3)
+def test_matching_moments_brings_the_features_closer(task):
+    assert distance(task, input_iba.moments(task)) < distance(task, input_iba.untouched(task))
+
+
+def test_every_fit_repeats_itself_and_moves_in_small_steps(task):
+    for fit in (input_iba.moments, wgan.wgan):
+        first, again = (fit(replace(task, seed=3)) for _ in range(2))
         assert torch.equal(first, again)
-        moved = (first - priors.untouched(*given)).abs()
+        moved = (first - input_iba.untouched(task)).abs()
         assert 0 < moved.max() < 0.2
-        assert not torch.equal(first, fit(*given, seed=4))
+        assert not torch.equal(first, fit(replace(task, seed=4)))
 
 
-def test_the_critics_weights_stay_clipped(given, monkeypatch):
+def test_the_critics_weights_stay_clipped(task, monkeypatch):
     critics = []
-    build = priors._critic
-    monkeypatch.setattr(priors, "_critic", lambda *a: critics.append(build(*a)) or critics[-1])
-    priors.wgan(*given)
+    build = wgan._critic
+    monkeypatch.setattr(wgan, "_critic", lambda *a: critics.append(build(*a)) or critics[-1])
+    wgan.wgan(task)
     (critic,) = critics
-    assert all(weights.abs().max() <= priors.CLIP for weights in critic.parameters())
-    assert critic(given[3][None].repeat(2, 1, 1, 1)).shape == (2, 1)
+    assert all(weights.abs().max() <= wgan.CLIP for weights in critic.parameters())
+    assert critic(task.mean[None].repeat(2, 1, 1, 1)).shape == (2, 1)
 
 
 def test_bad_input_is_told_in_a_sentence(wb):
-    with pytest.raises(ValueError, match="no prior 'gan': choose one of moments, wgan, untouched"):
+    with pytest.raises(ValueError, match="no prior 'gan': choose one of moments, untouched"):
         InputIBA(wb.model, wb.layer, wb.statistics, prior="gan")
-    with pytest.raises(ValueError, match="steps and samples must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be 1 or more"):
         InputIBA(wb.model, wb.layer, wb.statistics, steps=0)
     with pytest.raises(ValueError, match="the statistics are of layer"):
         InputIBA(wb.model, "features.11", wb.statistics)

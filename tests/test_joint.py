@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-import riba
 from riba.method import network
 from riba.method.bottleneck import InformationBottleneck, capacity_product, to_bits
 from riba.method.explicit import explicit
-from riba.method.joint import JointBottlenecks
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import networks
 
@@ -39,7 +37,7 @@ def images():
 
 
 def joint(net, stats, **settings):
-    return JointBottlenecks(net, list(stats.values()), **{"steps": 3, **settings})
+    return InformationBottleneck(net, list(stats), list(stats.values()), **{"steps": 3, **settings})
 
 
 # --- agreement with what is known ----------------------------------------------------------------
@@ -49,7 +47,7 @@ def joint(net, stats, **settings):
 def test_one_depth_is_the_bottleneck_by_itself(net, stats, images, layer):
     settings = {"beta": 7.0, "steps": 4, "samples": 3, "seed": 5}
     alone = InformationBottleneck(net, layer, stats[layer], **settings)(images, [1, 2, 3])
-    (found,) = JointBottlenecks(net, [stats[layer]], **settings)(images, [1, 2, 3]).values()
+    (found,) = InformationBottleneck(net, [layer], [stats[layer]], **settings)(images, [1, 2, 3])
     torch.testing.assert_close(found.nats, alone.nats, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.published_nats, alone.published_nats, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.probability, alone.probability, rtol=1e-3, atol=1e-4)
@@ -99,9 +97,10 @@ def test_the_first_loss_is_what_the_formulae_say(net, stats, images):
 def test_the_deepest_comes_first_whatever_the_order_given(net, stats, images):
     shuffled = {layer: stats[layer] for layer in (MIDDLE, SHALLOW, DEEP)}
     found = joint(net, shuffled)(images, [1, 2, 3])
-    assert list(found) == [DEEP, MIDDLE, SHALLOW]
-    for layer, information in found.items():
-        expected = network.run_until(net, layer, images)
+    assert [information.layer for information in found] == [DEEP, MIDDLE, SHALLOW]
+    assert found.shallowest is found[SHALLOW]
+    for information in found:
+        expected = network.run_until(net, information.layer, images)
         torch.testing.assert_close(information.features, expected, rtol=1e-4, atol=1e-5)
         assert information.nats.shape == information.features.shape
         assert (information.nats >= 0).all()
@@ -140,8 +139,8 @@ def test_a_residual_network_is_cut_and_its_blocks_are_still_met(images):
     layers = ("features.5", "features.4", "features.3")
     assert not explicit(net, layers, images).reason
     stats = [FeatureStatistics.fit(net, layer, random_images(8, seed=2)) for layer in layers]
-    found = JointBottlenecks(net, stats, steps=2)(images, [1, 2, 3])
-    assert list(found) == list(layers)
+    found = InformationBottleneck(net, layers, stats, steps=2)(images, [1, 2, 3])
+    assert [information.layer for information in found] == list(layers)
     deep = found["features.5"]
     assert not torch.equal(deep.alpha, torch.full_like(deep.alpha, 5.0))  # it learned: it was met
 
@@ -185,9 +184,13 @@ def test_a_product_with_an_empty_depth_is_empty_and_finite():
 
 def test_bad_arguments_are_refused(net, stats, images):
     with pytest.raises(ValueError, match="one or more distinct layers"):
-        JointBottlenecks(net, [])
+        InformationBottleneck(net, [], [])
     with pytest.raises(ValueError, match="one or more distinct layers"):
-        JointBottlenecks(net, [stats[DEEP], stats[DEEP]])
+        InformationBottleneck(net, [DEEP, DEEP], [stats[DEEP], stats[DEEP]])
+    with pytest.raises(ValueError, match="one or more distinct layers"):
+        InformationBottleneck(net, [DEEP, SHALLOW], [stats[DEEP]])
+    with pytest.raises(ValueError, match=r"noise must be .* of one layer"):
+        joint(net, stats)(images, [1, 2, 3], torch.zeros(3, 4, 96, 8, 8))
     with pytest.raises(ValueError, match="beta must be 0 or more"):
         joint(net, stats, beta=-1.0)
     with pytest.raises(ValueError, match="samples must be 1 or more"):
@@ -199,7 +202,3 @@ def test_bad_arguments_are_refused(net, stats, images):
     torch.manual_seed(3)
     with pytest.raises(ValueError, match="another network"):
         joint(networks.scenenet(weights=None), stats)
-
-
-def test_it_is_exported():
-    assert riba.JointBottlenecks is JointBottlenecks

@@ -1,5 +1,8 @@
 """Every method answers in one form; a map does not depend on the batch around its image."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 import riba
 from riba import METHODS
 from riba.compare import methods, metrics
-from riba.method import priors
+from riba.method import input_iba
 from riba.method.input_iba import InputIBA
 from riba.testbed import datasets
 
@@ -35,7 +38,7 @@ SIGNED = {"input-x-gradient", "integrated-gradients", "deeplift", "occlusion",
 @pytest.fixture(scope="module")
 def wb(home):
     with pytest.MonkeyPatch.context() as patch:  # InputIBA as it is, only shorter
-        patch.setattr(priors, "GENERATOR_STEPS", 3)
+        patch.setattr(input_iba, "GENERATOR_STEPS", 3)
         patch.setattr(methods, "InputIBA", lambda *a, **k: InputIBA(*a, steps=4, **k))
         yield riba.load()
 
@@ -54,7 +57,7 @@ def maps(wb, batch):
 def test_all_that_the_design_names_are_there():
     assert set(METHODS) >= DESIGNED
     for name, method in METHODS.items():
-        assert len(method.__doc__.split()) > 7, name
+        assert len(method.description.split()) > 7, name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -171,8 +174,8 @@ def test_the_bottleneck_family_shares_one_optimisation(wb, batch, maps):
 
 def test_the_joint_family_shares_one_optimisation(wb, batch, maps):
     images, targets, _ = batch
-    stats = [wb.at(layer).statistics for layer in wb.depths]
-    found = riba.JointBottlenecks(wb.model, stats)(images, targets)
+    stats = [wb.statistics_at(layer) for layer in wb.depths]
+    found = riba.InformationBottleneck(wb.model, wb.depths, stats)(images, targets)
     shallowest = found[wb.depths[-1]]
     nats = shallowest.nats.sum((1, 2, 3))
     assert torch.allclose(maps["iba-joint"], shallowest.bits(128))
@@ -195,15 +198,34 @@ def test_a_depth_that_is_not_there_is_refused(wb, batch):
         METHODS["iba-depth-2"](wb.at(wb.depths[-1]), images, targets)
 
 
-def test_what_was_found_last_is_not_found_again(wb, batch):
+def test_results_are_remembered_until_the_memory_is_full_or_the_weights_change(wb, batch):
     images, targets, _ = batch
-    first = methods.information(wb, wb.layer, images[:1], targets[:1], 0)
-    for seed in range(1, methods._found.most):
-        methods.information(wb, wb.layer, images[:1], targets[:1], seed)
-    assert methods.information(wb, wb.layer, images[:1], targets[:1], 0) is first
-    for seed in range(20, 20 + methods._found.most):
-        methods.information(wb, wb.layer, images[:1], targets[:1], seed)
-    assert methods.information(wb, wb.layer, images[:1], targets[:1], 0) is not first
+    bench = dataclasses.replace(wb)
+    bench.memory.size = 4
+    first = methods.information(bench, wb.layer, images[:1], targets[:1])
+    assert methods.information(bench, wb.layer, images[:1], targets[:1]) is first
+    assert methods.information(bench, wb.layer, images[:1], targets[:1], seed=1) is not first
+    methods.information(bench, wb.layer, images[:1], targets[:1], seed=2)
+    assert methods.information(bench, wb.layer, images[:1], targets[:1]) is not first
+    model = copy.deepcopy(wb.model)
+    bench = dataclasses.replace(wb, model=model)
+    methods.information(bench, wb.layer, images[:1], targets[:1])
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    with pytest.raises(ValueError, match="its weights have changed"):
+        methods.information(bench, wb.layer, images[:1], targets[:1])
+
+
+def test_maps_come_with_their_ledger(wb, batch, maps):
+    images, targets, _ = batch
+    for name, method in METHODS.items():
+        if name.startswith("relevance-iba"):
+            values, ledger = method.explain(wb, images, targets)
+            assert torch.equal(values, maps[name])
+            torch.testing.assert_close(ledger.end, values.double().sum((1, 2)), rtol=1e-5, atol=0)
+            torch.testing.assert_close(ledger.end, ledger.start, rtol=1e-3, atol=0)
+            assert method.unit == "nats"
+    assert METHODS["iba"].explain(wb, images, targets)[1] is None
 
 
 def test_controls_are_what_they_say(maps, batch, wb):

@@ -11,9 +11,10 @@ from riba.method.bottleneck import MIN_STD, InformationBottleneck, measure, to_b
 from riba.method.explicit import explicit
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets, networks
+from tools.readout import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
-LAYERS = readout.SCENENET_LAYERS
+LAYERS = networks.READOUT_LAYERS
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_training_lowers_the_loss_and_repeats_itself(wb):
     drawn = datasets.drawn("train", 48)
     images, targets = torch.from_numpy(drawn.images), torch.from_numpy(drawn.labels[:, 0])
     runs = [
-        readout.train(
+        train(
             wb.model, wb.layer, LAYERS, wb.statistics, images, targets, epochs=2, batch=8, lr=3e-3
         )
         for _ in range(2)
@@ -74,7 +75,7 @@ def test_training_lowers_the_loss_and_repeats_itself(wb):
 
 def test_the_shipped_one_aims_like_the_optimised_and_costs_less_information(wb, batch):
     images, targets, masks = batch
-    nats = readout.scenenet_readout(wb.model, wb.statistics)(images)
+    nats = networks.scenenet_readout(wb.model, wb.statistics)(images)
     info = InformationBottleneck(wb.model, wb.layer, wb.statistics)(images, targets)
     assert (nats >= 0).all()
     scores = [
@@ -88,7 +89,7 @@ def test_the_shipped_one_aims_like_the_optimised_and_costs_less_information(wb, 
 def test_the_class_survives_the_shipped_readout(wb, batch):
     """What the published figure of merit says: the prediction holds, for few nats."""
     images, targets, _ = batch
-    bottleneck = readout.scenenet_readout(wb.model, wb.statistics)
+    bottleneck = networks.scenenet_readout(wb.model, wb.statistics)
     with torch.no_grad():
         r, read = readout.record(wb.model, wb.layer, LAYERS, images)
         lambda_, nats = measure(r, bottleneck.readout(read), wb.statistics, bottleneck.sigma)
@@ -109,14 +110,14 @@ def readout_open(bottleneck, r):
 def test_bad_input_is_told_in_a_sentence(wb, batch, tmp_path):
     other = wb.at("features.11").statistics
     with pytest.raises(ValueError, match=r"trained for layer 'features\.14', not 'features\.11'"):
-        readout.scenenet_readout(wb.model, other)
+        networks.scenenet_readout(wb.model, other)
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        readout.scenenet_readout(wb.model, wb.statistics, tmp_path / "none.safetensors")
-    bottleneck = readout.scenenet_readout(wb.model, wb.statistics)
+        networks.scenenet_readout(wb.model, wb.statistics, tmp_path / "none.safetensors")
+    bottleneck = networks.scenenet_readout(wb.model, wb.statistics)
     with pytest.raises(ValueError, match="channels"):
         bottleneck(batch[0][:, :1])
     with pytest.raises(ValueError, match="wrong size for the statistics"):
         bottleneck(batch[0][:, :, :64, :64])
     stats = FeatureStatistics.fit(networks.scenenet(None), wb.layer, batch[0])
     with pytest.raises(ValueError, match="of another network"):
-        readout.scenenet_readout(wb.model, stats)
+        networks.scenenet_readout(wb.model, stats)

@@ -13,7 +13,7 @@ from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import VGGCanonizer
 
 from riba.method import network, relevance, rules
-from riba.method.bottleneck import InformationBottleneck
+from riba.method.bottleneck import Depths, InformationBottleneck
 from riba.method.explicit import Explicit, explicit, frozen_copy
 from riba.method.relevance import RelevanceIBA
 from riba.method.statistics import FeatureStatistics
@@ -473,7 +473,9 @@ def found(net, images, begun):
     """Information at two depths, as a bottleneck would hand it over: relevance and a spotlight."""
     features = network.run_until(net, BELOW, images)
     nats = torch.rand(features.shape, generator=torch.Generator().manual_seed(4))
-    return {LAYER: SimpleNamespace(nats=begun), BELOW: SimpleNamespace(nats=nats)}
+    return Depths(
+        (SimpleNamespace(layer=LAYER, nats=begun), SimpleNamespace(layer=BELOW, nats=nats))
+    )
 
 
 def test_a_cascade_is_a_descent_times_the_enlarged_capacities(net, images, found):
@@ -481,7 +483,7 @@ def test_a_cascade_is_a_descent_times_the_enlarged_capacities(net, images, found
     begun = found[BELOW].nats
     arrived = relevance.descend(net, BELOW, images, begun)
     weight = torch.ones(len(images), 1, *images.shape[-2:])
-    for information in found.values():
+    for information in found:
         weight *= torch.nn.functional.interpolate(
             information.nats.sum(1, keepdim=True), images.shape[-2:], mode="bilinear"
         )
@@ -509,7 +511,7 @@ def test_it_is_smoothed_by_as_many_pixels_as_its_layer_strides(net, images, foun
 
 
 def test_equal_information_everywhere_is_the_plain_descent(net, images, found):
-    for information in found.values():
+    for information in found:
         information.nats[:] = 3.0
     plain = relevance.descend(net, BELOW, images, found[BELOW].nats)
     cascade = relevance.cascade(net, images, found, smoothing=0)

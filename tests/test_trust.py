@@ -4,10 +4,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+import riba
 from riba.compare import trust
 from riba.method import network, relevance
 from riba.method.bottleneck import InformationBottleneck
-from riba.method.joint import JointBottlenecks
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets, networks
 
@@ -87,9 +87,20 @@ def test_a_mosaic_shows_every_scene_in_its_cell():
         trust.mosaic([four[0]] * 4)
 
 
+def bench(model, images, layers=("features.14", "features.6")):
+    """A workbench with statistics of ``layers`` over a few images."""
+    stats = {layer: FeatureStatistics.fit(model, layer, images) for layer in layers}
+    first = layers[0]
+    samples, names = [], tuple("0123456789")
+    return riba.Workbench(
+        *(model, first, stats[first], samples, samples, samples, names, layers, first),
+        others=stats,
+    )
+
+
 def test_statistics_are_tiled_and_carried_over(net, images):
-    stats = FeatureStatistics.fit(net, LAYER, images)
-    wide = trust.tiled(stats)
+    wb = bench(net, images)
+    wide, stats = trust.tiled(wb).statistics, wb.statistics
     assert wide.mean.shape[1:] == tuple(2 * side for side in stats.mean.shape[1:])
     assert torch.equal(wide.mean[:, :8, 8:], stats.mean)
     mosaic = torch.randn(1, 3, 128, 128)
@@ -101,46 +112,47 @@ def test_statistics_are_tiled_and_carried_over(net, images):
 
 
 def test_statistics_hold_where_nothing_below_has_changed(net, images):
-    layers = ("features.14", "features.6")
-    stats = {layer: FeatureStatistics.fit(net, layer, images) for layer in layers}
-    asked = []
+    wb, fits = bench(net, images), []
 
     def reference():
-        asked.append(1)
+        fits.append(1)
         return images
 
     for changed, fitted in {
         ("classifier.2", "features.17"): (),
         ("classifier.2", "features.10"): ("features.14",),
-        ("features.3",): layers,
+        ("features.3",): wb.depths,
     }.items():
-        asked.clear()
+        fits.clear()
         model = trust.randomised(net, changed)
-        own = trust.statistics_of(model, stats, changed, reference)
-        assert len(asked) == len(fitted)
-        for layer in layers:
-            own[layer].check(model, layer)
-            assert own[layer].mean.equal(stats[layer].mean) == (layer not in fitted)
+        other = trust.with_network(wb, model, changed, reference)
+        assert other.model is model
+        assert len(fits) == len(fitted)
+        for layer in wb.depths:
+            stats = other.statistics_at(layer)
+            stats.check(model, layer)
+            assert stats.mean.equal(wb.statistics_at(layer).mean) == (layer not in fitted)
             expected = FeatureStatistics.fit(model, layer, images)
-            assert own[layer].mean.allclose(expected.mean, atol=1e-6)
+            assert stats.mean.allclose(expected.mean, atol=1e-6)
 
 
 def test_a_block_has_changed_where_a_layer_inside_it_has():
     net = networks.small_resnet()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    stats = {x: FeatureStatistics.fit(net, x, images) for x in ("features.5", "features.4")}
+    wb = bench(net, images, ("features.5", "features.4"))
     changed = ["features.5.conv2"]
-    own = trust.statistics_of(trust.randomised(net, changed), stats, changed, lambda: images)
-    assert not own["features.5"].mean.equal(stats["features.5"].mean)
-    assert own["features.4"].mean.equal(stats["features.4"].mean)
+    other = trust.with_network(wb, trust.randomised(net, changed), changed, lambda: images)
+    for layer, same in {"features.5": False, "features.4": True}.items():
+        assert other.statistics_at(layer).mean.equal(wb.statistics_at(layer).mean) == same
 
 
 def test_the_maps_under_test_are_those_of_the_methods(net, images):
-    stats = {x: FeatureStatistics.fit(net, x, images) for x in ("features.14", "features.6")}
-    maps = trust.explain(net, stats, images, torch.tensor([1, 2]))
+    wb = bench(net, images)
+    maps = trust.explain(wb, images, torch.tensor([1, 2]))
     assert list(maps) == ["IBA", "LRP", "Relevance-IBA", "joint", "cascade"]
-    iba = InformationBottleneck(net, "features.14", stats["features.14"])(images, [1, 2])
-    joint = JointBottlenecks(net, list(stats.values()))(images, [1, 2])
+    iba = InformationBottleneck(net, "features.14", wb.statistics)(images, [1, 2])
+    stats = [wb.statistics_at(layer) for layer in wb.depths]
+    joint = InformationBottleneck(net, wb.depths, stats)(images, [1, 2])
     expected = {
         "IBA": iba.bits(64),
         "LRP": relevance.lrp(net, images, [1, 2]).sum(1),

@@ -27,8 +27,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
 from riba import storage, workbench
-from riba.method import readout
+from riba.method.readout import ReadoutBottleneck
 from riba.testbed import datasets, networks, scenes
+from tools import readout
 
 SEED = 0
 EPOCHS = 12
@@ -313,7 +314,7 @@ def train_readout(out: Path) -> str:
     bottleneck, losses = readout.train(
         wb.model,
         wb.layer,
-        readout.SCENENET_LAYERS,
+        networks.READOUT_LAYERS,
         wb.statistics,
         torch.from_numpy(drawn.images),
         torch.from_numpy(drawn.labels[:, 0]),
@@ -326,7 +327,7 @@ def train_readout(out: Path) -> str:
 
 
 def readout_card(
-    bottleneck: readout.ReadoutBottleneck, losses: list[float], count: int, minutes: float
+    bottleneck: ReadoutBottleneck, losses: list[float], count: int, minutes: float
 ) -> str:
     """The card of the readout in Markdown, every number from this run."""
     weights = sum(p.numel() for p in bottleneck.readout.parameters())
@@ -352,7 +353,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="weights file; by default the bundled one")
     arguments = parser.parse_args()
     if arguments.what == "readout":
-        print(train_readout(arguments.out or readout.READOUT_WEIGHTS))
+        print(train_readout(arguments.out or networks.READOUT_WEIGHTS))
         return
     out = arguments.out or RECIPES[arguments.what].weights
     if out is None:

@@ -3,7 +3,7 @@
 ``METHODS[name](wb, images, targets, *, masks=None, seed=0)`` takes
 
 wb
-    :class:``riba.workbench.Workbench`: network, bottleneck layer, its statistics.
+    :class:`riba.Workbench`: network, bottleneck layer, its statistics.
 images
     B×3×H×W, as the network expects them.
 targets
@@ -13,38 +13,31 @@ masks
 seed
     Of whatever is random; a map does not depend on the batch around its image.
 
-and returns B×H×W on the device of the images. How colours are pooled is fixed per method: where a
-value has a sign it is summed with its sign, gradients without a product take their largest
-magnitude. Signed maps are ranked with their sign: a negative pixel speaks against the class.
+and returns B×H×W on the device of the images; ``METHODS[name].explain(…)`` of the same arguments
+returns the map and its ledger (:class:`riba.Ledger`; None for methods that propagate no measured
+information). How colours are pooled is fixed per method: signed values are summed over the colours,
+gradients without a product take their largest magnitude. Signed maps are ranked with their sign: a
+negative pixel speaks against the class.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from captum.attr import (
-    IntegratedGradients,
-    LayerAttribution,
-    LayerGradCam,
-    Occlusion,
-)
-from skimage.filters import sobel
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
 from zennit.core import Composite
 from zennit.rules import ReLUGuidedBackprop
 
-from riba.compare.deeplift import deeplift as deeplift_
+from riba.compare.deeplift import deeplift as explain_difference
 from riba.method import bottleneck, relevance, rules
-from riba.method.bottleneck import Information, InformationBottleneck, to_bits
-from riba.method.explicit import dtype_of, explicit, frozen_copy
+from riba.method.bottleneck import Depths, Information, InformationBottleneck
+from riba.method.explicit import dtype_of, frozen_copy
 from riba.method.input_iba import InputIBA, InputInformation
-from riba.method.joint import JointBottlenecks
 from riba.method.network import (
     check_images,
     check_targets,
@@ -52,25 +45,125 @@ from riba.method.network import (
     errors_in_words,
     find_layer,
     near_matches,
+    state_of,
 )
-from riba.method.readout import scenenet_readout
-from riba.method.statistics import FeatureStatistics
-from riba.storage import Memory
+from riba.method.relevance import Ledger
+from riba.testbed.networks import scenenet_readout
 from riba.workbench import Workbench
-
-Method = Callable[..., Tensor]
-
-METHODS: dict[str, Method] = {}
-"""Methods and controls by name."""
-
-UNITS = {"iba": "bits", "readout": "bits", "relevance": "nats", "lrp": "logits"}
-"""Unit of a map by the first word of its method; the others have none."""
 
 INCOMPLETE, MOST_STEPS = 0.05, 400
 """By how much Integrated Gradients may miss their sum before more steps are taken, and how many."""
 
 AT_ONCE = 32
 """Images that pass through the network together."""
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a method is asked: to explain ``targets`` of ``images``, checked and on one device."""
+
+    wb: Workbench
+    images: Tensor
+    targets: Tensor
+    seed: int = 0
+    masks: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return tuple(self.images.shape[-2:])
+
+    def parts(self) -> list[Query]:
+        """The same for :data:`AT_ONCE` images at a time."""
+        columns = (self.images, self.targets, self.masks)
+        split = [[None] * len(self.images) if x is None else x.split(AT_ONCE) for x in columns]
+        rows = zip(*split, strict=False)
+        return [
+            Query(self.wb, images, targets, self.seed, masks) for images, targets, masks in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method or control by name.
+
+    Attributes
+    ----------
+    name
+        Its key in :data:`METHODS`.
+    unit
+        Of its map; empty where it has none.
+    function
+        Takes a :class:`Query` and parameters of its own; returns maps, or maps and a ledger.
+    """
+
+    name: str
+    unit: str
+    function: Callable[..., Tensor | tuple[Tensor, Ledger]]
+
+    @property
+    def description(self) -> str:
+        """What the method is, and its publication."""
+        return self.function.__doc__
+
+    def __call__(
+        self,
+        wb: Workbench,
+        images: Tensor,
+        targets: Tensor | Sequence[int],
+        *,
+        masks: Tensor | None = None,
+        seed: int = 0,
+        **parameters: object,
+    ) -> Tensor:
+        """Maps, B×H×W, on the device of the images."""
+        return self.explain(wb, images, targets, masks=masks, seed=seed, **parameters)[0]
+
+    @torch.inference_mode(False)
+    def explain(
+        self,
+        wb: Workbench,
+        images: Tensor,
+        targets: Tensor | Sequence[int],
+        *,
+        masks: Tensor | None = None,
+        seed: int = 0,
+        **parameters: object,
+    ) -> tuple[Tensor, Ledger | None]:
+        """Maps, B×H×W, and their ledger, None where the method has none.
+
+        Raises
+        ------
+        ValueError
+            Images or targets do not fit the network, or the method does not.
+        """
+        device, images = images.device, images.to(wb.device).clone()  # no inference tensor
+        check_images(wb.model, images)
+        with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
+            logits = wb.model(images[:1]).expand(len(images), -1)
+        query = Query(wb, images, check_targets(targets, logits), seed, masks)
+        answers = [self.function(part, **parameters) for part in query.parts()]
+        if isinstance(answers[0], Tensor):
+            return torch.cat(answers).detach().to(device).contiguous(), None
+        maps, ledgers = zip(*answers, strict=True)
+        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers)
+
+
+METHODS: dict[str, Method] = {}
+"""Methods and controls by name."""
+
+
+def method(name: str, unit: str = "") -> Callable[[Callable], Callable]:
+    """Enter a function in :data:`METHODS`."""
+
+    def enter(function: Callable[..., Tensor | tuple[Tensor, Ledger]]) -> Callable:
+        METHODS[name] = Method(name, unit, function)
+        return function
+
+    return enter
 
 
 def find_method(name: str) -> Method:
@@ -87,45 +180,6 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def unit(method: str) -> str:
-    """Of a method's map; empty where it has none."""
-    return UNITS.get(method.split("-")[0], "")
-
-
-def _method(name: str) -> Callable[[Method], Method]:
-    """Enter a function in :data:`METHODS`, with its arguments checked."""
-
-    def enter(function: Method) -> Method:
-        reads_masks = "masks" in inspect.signature(function).parameters
-
-        @functools.wraps(function)
-        @torch.inference_mode(False)
-        def checked(
-            wb: Workbench,
-            images: Tensor,
-            targets: Tensor | Sequence[int],
-            *,
-            masks: Tensor | None = None,
-            seed: int = 0,
-            **parameters: object,
-        ) -> Tensor:
-            given, images = images, images.to(wb.device).clone()  # no inference tensor
-            check_images(wb.model, images)
-            with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
-                logits = wb.model(images[:1]).expand(len(images), -1)
-            targets = check_targets(targets, logits)
-            if reads_masks:
-                return function(wb, given, targets, masks=masks, seed=seed, **parameters)
-            rows = zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
-            maps = [function(wb, *row, seed=seed, **parameters).detach() for row in rows]
-            return torch.cat(maps).to(given.device)
-
-        METHODS[name] = checked
-        return checked
-
-    return enter
-
-
 class _Explained(nn.Module):
     """The logit to explain, as Captum wants it: images and targets in, B values out."""
 
@@ -137,9 +191,9 @@ class _Explained(nn.Module):
         return class_logit(self.model(images), targets)
 
 
-def _explained(wb: Workbench) -> _Explained:
-    """On a private copy, because Captum hangs hooks into it, without in-place activations."""
-    private = frozen_copy(wb.model)
+def _explained(q: Query) -> _Explained:
+    """On a private copy without in-place activations, because Captum registers hooks."""
+    private = frozen_copy(q.wb.model)
     for module in private.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
@@ -155,54 +209,44 @@ def _gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         return torch.autograd.grad(class_logit(model(pixels), targets).sum(), pixels)[0]
 
 
-@_method("gradient")
-def gradient(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("gradient")
+def gradient(q: Query) -> Tensor:
     """|∂ logit / ∂ x|, the largest over colours. Unsigned.
 
     Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks", ICLR workshop 2014.
     """
-    return _gradient(wb.model, images, targets).abs().amax(1)
+    return _gradient(q.wb.model, q.images, q.targets).abs().amax(1)
 
 
-@_method("smoothgrad")
-def smoothgrad(
-    wb: Workbench,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    seed: int = 0,
-    samples: int = 25,
-    noise: float = 0.15,
-) -> Tensor:
+@method("smoothgrad")
+def smoothgrad(q: Query, samples: int = 25, noise: float = 0.15) -> Tensor:
     """The gradient averaged over noisy copies, then its largest magnitude over colours. Unsigned.
 
     Smilkov et al., "SmoothGrad", 2017: 25 copies, noise of 15 % of each image's range. Not
     Captum's, whose noise depends on the batch around an image. The copies of one image pass
     together, and no others: near a kink, rounding alone turns a gradient.
     """
-    draw = torch.Generator().manual_seed(seed)
-    unit = torch.randn(samples, *images.shape[1:], generator=draw).to(images)
+    draw = torch.Generator().manual_seed(q.seed)
+    unit = torch.randn(samples, *q.images.shape[1:], generator=draw).to(q.images)
     maps = []
-    for image, target in zip(images, targets, strict=True):
+    for image, target in zip(q.images, q.targets, strict=True):
         copies = image + noise * (image.max() - image.min()) * unit
-        slopes = _gradient(wb.model, copies, target.expand(samples, *target.shape))
-        maps.append(slopes.mean(0).abs().amax(0))
+        gradients = _gradient(q.wb.model, copies, target.expand(samples, *target.shape))
+        maps.append(gradients.mean(0).abs().amax(0))
     return torch.stack(maps)
 
 
-@_method("input-x-gradient")
-def input_x_gradient(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("input-x-gradient")
+def input_x_gradient(q: Query) -> Tensor:
     """x · ∂ logit / ∂ x, summed over colours. Signed; x is 0 at mid-grey.
 
     Shrikumar et al., "Not Just a Black Box", 2016.
     """
-    return (images * _gradient(wb.model, images, targets)).sum(1)
+    return (q.images * _gradient(q.wb.model, q.images, q.targets)).sum(1)
 
 
-@_method("integrated-gradients")
-def integrated_gradients(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0, steps: int = 50
-) -> Tensor:
+@method("integrated-gradients")
+def integrated_gradients(q: Query, steps: int = 50) -> Tensor:
     """Captum's Integrated Gradients from mid-grey, summed over colours. Signed.
 
     Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017: a map adds up
@@ -214,7 +258,10 @@ def integrated_gradients(
     UserWarning
         It does not hold with 400 steps: says how far off the worst map is.
     """
-    explained, maps = _explained(wb), torch.zeros_like(images)
+    from captum.attr import IntegratedGradients
+
+    images, targets = q.images, q.targets
+    explained, maps = _explained(q), torch.zeros_like(images)
     method, left = IntegratedGradients(explained), torch.arange(len(images), device=images.device)
     with torch.no_grad():
         rise = explained(images, targets) - explained(torch.zeros_like(images), targets)
@@ -240,8 +287,8 @@ def integrated_gradients(
 # --- modified backward passes --------------------------------------------------------------------
 
 
-@_method("deeplift")
-def deeplift(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("deeplift")
+def deeplift(q: Query) -> Tensor:
     """DeepLIFT (rescale rule) against mid-grey, summed over colours. Signed; see there.
 
     Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation
@@ -253,15 +300,15 @@ def deeplift(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -
     ValueError
         The network has a step that DeepLIFT has no rule for.
     """
-    net = explicit(wb.model, [], images)
+    net, baseline = q.wb.explicit((), q.images), torch.zeros_like(q.images)
     with torch.no_grad():
-        (logits,) = net.parts[0](images)
-        shares = relevance.class_shares(logits, targets)
-    return deeplift_(net, images, torch.zeros_like(images), lambda z: (z * shares).sum(1)).sum(1)
+        (logits,) = net.parts[0](q.images)
+        shares = relevance.class_shares(logits, q.targets)
+    return explain_difference(net, q.images, baseline, lambda z: (z * shares).sum(1)).sum(1)
 
 
-@_method("guided-backprop")
-def guided_backprop(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("guided-backprop")
+def guided_backprop(q: Query) -> Tensor:
     """Guided Backpropagation by Zennit's rule, the largest magnitude over colours. Unsigned.
 
     Springenberg et al., "Striving for Simplicity", ICLR workshop 2015.
@@ -271,175 +318,165 @@ def guided_backprop(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int
     ValueError
         The network has no ReLU: the map would be the plain gradient.
     """
-    net = frozen_copy(explicit(wb.model, [], images).plain, share=True)
+    net = frozen_copy(q.wb.explicit((), q.images).plain, share=True)
     relus = (nn.ReLU, nn.ReLU6)
     if not any(isinstance(module, relus) for module in net.modules()):
+        name = type(q.wb.model).__name__
         raise ValueError(
-            f"{type(wb.model).__name__} has no ReLU to guide: its map would be the plain gradient; "
-            "use that"
+            f"{name} has no ReLU to guide: its map would be the plain gradient; use that"
         )
     with LayerMapComposite([(relus, ReLUGuidedBackprop())]).context(net):
-        return _gradient(net, images.to(dtype_of(net, images)), targets).abs().amax(1)
+        images = q.images.to(dtype_of(net, q.images))
+        return _gradient(net, images, q.targets).abs().amax(1)
 
 
-@_method("grad-cam")
-def grad_cam(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("grad-cam")
+def grad_cam(q: Query) -> Tensor:
     """Captum's Grad-CAM at the last layer with maps (``wb.top``), enlarged bilinearly. Unsigned.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017; after its ReLU.
     """
-    explained = _explained(wb)
-    cam = LayerGradCam(explained, find_layer(explained.model, wb.top)).attribute(
-        images, additional_forward_args=(targets,), relu_attributions=True
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    explained = _explained(q)
+    cam = LayerGradCam(explained, find_layer(explained.model, q.wb.top)).attribute(
+        q.images, additional_forward_args=(q.targets,), relu_attributions=True
     )
-    return LayerAttribution.interpolate(cam, tuple(images.shape[-2:]), "bilinear")[:, 0]
+    return LayerAttribution.interpolate(cam, q.size, "bilinear")[:, 0]
 
 
-@_method("guided-grad-cam")
-def guided_grad_cam(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("guided-grad-cam")
+def guided_grad_cam(q: Query) -> Tensor:
     """Guided-BP times Grad-CAM at ``wb.top``, the largest magnitude over colours. Unsigned.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017.
     """
-    guided = guided_backprop(wb, images, targets, seed=seed)
-    return guided * grad_cam(wb, images, targets, seed=seed)
+    return guided_backprop(q) * grad_cam(q)
 
 
-@_method("occlusion")
+@method("occlusion")
 @torch.no_grad()
-def occlusion(
-    wb: Workbench,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    seed: int = 0,
-    window: int = 16,
-    stride: int = 8,
-) -> Tensor:
+def occlusion(q: Query, window: int = 16, stride: int = 8) -> Tensor:
     """Captum's occlusion: the drop of the logit under a grey window, averaged per pixel. Signed.
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Windows
     of 16×16 pixels every 8.
     """
-    return Occlusion(_Explained(wb.model)).attribute(
-        images,
-        sliding_window_shapes=(images.shape[1], window, window),
-        strides=(images.shape[1], stride, stride),
-        additional_forward_args=(targets,),
-        perturbations_per_eval=max(1, 2 * AT_ONCE // len(images)),
+    from captum.attr import Occlusion
+
+    channels = q.images.shape[1]
+    return Occlusion(_Explained(q.wb.model)).attribute(
+        q.images,
+        sliding_window_shapes=(channels, window, window),
+        strides=(channels, stride, stride),
+        additional_forward_args=(q.targets,),
+        perturbations_per_eval=max(1, 2 * AT_ONCE // len(q.images)),
     )[:, 0]
 
 
 # --- layer-wise relevance propagation ------------------------------------------------------------
 
 
-@_method("lrp-epsilon-plus")
-def lrp_epsilon_plus(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("lrp-epsilon-plus", unit="logits")
+def lrp_epsilon_plus(q: Query) -> Tensor:
     """LRP from the logit: ε in dense layers, z⁺ in convolutions, Flat at the pixels. Logits.
 
     Bach et al., PLOS ONE 2015; the composite of Kohlbrenner et al., IJCNN 2020. Of one sign per
     image, that of the logit.
     """
-    return relevance.lrp(wb.model, images, targets, "epsilon-plus").sum(1)
+    return _lrp(q, "epsilon-plus")
 
 
-@_method("lrp-epsilon-gamma-box")
-def lrp_epsilon_gamma_box(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
-) -> Tensor:
+@method("lrp-epsilon-gamma-box", unit="logits")
+def lrp_epsilon_gamma_box(q: Query) -> Tensor:
     """LRP from the logit: ε in dense layers, γ in convolutions, zᴮ at the pixels. Signed, logits.
 
     Bach et al., PLOS ONE 2015; Montavon et al. 2019 for γ, 2017 for zᴮ.
     """
-    composite = rules.gamma(rules.box(*wb.bounds))
-    return relevance.lrp(wb.model, images, targets, composite).sum(1)
+    return _lrp(q, rules.gamma(rules.box(*q.wb.bounds)))
+
+
+def _lrp(q: Query, composite: str | Composite) -> Tensor:
+    return relevance.lrp(q.wb.explicit((), q.images), q.images, q.targets, composite).sum(1)
 
 
 # --- bottlenecks ---------------------------------------------------------------------------------
-
-Found = Information | InputInformation | dict[str, Information]
-
-_found: Memory[Found] = Memory(6)
-"""What the last few bottlenecks found: several methods start from the same."""
 
 
 def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
-    """What a bottleneck with its default settings finds at ``layer``; the last few are kept."""
-    settings = {"seed": seed, "precision": wb.precision}
-    single = InformationBottleneck(wb.model, layer, _statistics(wb, layer), **settings)
-    return _once((wb, layer, seed), single, images, targets)
+    """Result of a bottleneck with default settings at ``layer``; the workbench remembers it."""
+    return _remembered(wb, layer, images, targets, seed)
 
 
-def joint_information(
-    wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0
-) -> dict[str, Information]:
-    """What joint bottlenecks at ``wb.depths`` find, the deepest first; the last few are kept."""
-    statistics = [_statistics(wb, layer) for layer in wb.depths]
-    bottlenecks = JointBottlenecks(wb.model, statistics, seed=seed, precision=wb.precision)
-    return _once((wb, wb.depths, seed), bottlenecks, images, targets)
+def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
+    """Result of bottlenecks at all of ``wb.depths`` together; the workbench remembers it."""
+    return _remembered(wb, wb.depths, images, targets, seed)
 
 
 def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
 ) -> InputInformation:
-    """What InputIBA with its default settings finds; the last few are kept."""
+    """Result of InputIBA with default settings; the workbench remembers it."""
     at_input = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
-    return _once((wb, prior, seed), at_input, images, targets)
+    key = ("input", prior, seed, *_content(wb, images, targets))
+    return wb.memory.once(key, lambda: at_input(images, targets))
 
 
-def _once(
-    settings: tuple,
-    find: Callable[[Tensor, Tensor], Found],
-    images: Tensor,
-    targets: Tensor,
-) -> Found:
+def _remembered(
+    wb: Workbench, layer: str | tuple[str, ...], images: Tensor, targets: Tensor, seed: int
+) -> Information | Depths:
+    key = ("information", layer, seed, *_content(wb, images, targets))
+    return wb.memory.once(key, lambda: _bottleneck(wb, layer, seed)(images, targets))
+
+
+def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> InformationBottleneck:
+    """With default settings; remembered, because it holds the explicit form of the network."""
+
+    def make() -> InformationBottleneck:
+        single = isinstance(layer, str)
+        stats = wb.statistics_at(layer) if single else [wb.statistics_at(name) for name in layer]
+        return InformationBottleneck(wb.model, layer, stats, seed=seed, precision=wb.precision)
+
+    return wb.memory.once(("bottleneck", layer, seed), make)
+
+
+def _content(wb: Workbench, images: Tensor, targets: Tensor) -> tuple:
+    """What a result depends on: weights, images and targets."""
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    key = (*settings, digest.digest())
-    result = _found.get(key)
-    return _found.put(key, find(images, targets)) if result is None else result
+    return state_of(wb.model), digest.digest()
 
 
-def _statistics(wb: Workbench, layer: str) -> FeatureStatistics | None:
-    return wb.statistics if layer == wb.layer else _at(wb, layer).statistics
-
-
-@functools.lru_cache(maxsize=8)
-def _at(wb: Workbench, layer: str) -> Workbench:
-    return wb.at(layer)
-
-
-@_method("iba")
-def iba(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("iba", unit="bits")
+def iba(q: Query) -> Tensor:
     """Per-sample IBA at ``wb.layer``: bits per pixel, the total preserved. Unsigned.
 
     Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, 10 copies, σ 1.
     """
-    return information(wb, wb.layer, images, targets, seed).bits(tuple(images.shape[-2:]))
+    return information(q.wb, q.wb.layer, q.images, q.targets, q.seed).bits(q.size)
 
 
-@_method("iba-joint")
-def iba_joint(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("iba-joint", unit="bits")
+def iba_joint(q: Query) -> Tensor:
     """The shallowest of bottlenecks optimised together: bits per pixel, enlarged. Unsigned.
 
-    Ours; see :class:`riba.JointBottlenecks`.
+    Ours; see :class:`riba.InformationBottleneck`.
     """
-    shallowest = list(joint_information(wb, images, targets, seed).values())[-1]
-    return shallowest.bits(tuple(images.shape[-2:]))
+    return joint_information(q.wb, q.images, q.targets, q.seed).shallowest.bits(q.size)
 
 
 def _iba_at(place: int) -> None:
     """Enter IBA at the ``place``-th of ``wb.depths``, 1 being the deepest."""
 
-    @_method(f"iba-depth-{place}")
-    def iba_at(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-        if len(wb.depths) < place:
-            raise ValueError(f"this workbench has {len(wb.depths)} depths, not {place}")
-        layer = wb.depths[place - 1]
-        return information(wb, layer, images, targets, seed).bits(tuple(images.shape[-2:]))
+    @method(f"iba-depth-{place}", unit="bits")
+    def iba_at(q: Query) -> Tensor:
+        if len(q.wb.depths) < place:
+            raise ValueError(f"this workbench has {len(q.wb.depths)} depths, not {place}")
+        layer = q.wb.depths[place - 1]
+        return information(q.wb, layer, q.images, q.targets, q.seed).bits(q.size)
 
     iba_at.__doc__ = f"IBA by itself at depth {place} of ``wb.depths``, 1 the deepest: bits."
 
@@ -448,140 +485,129 @@ for _place in (2, 3, 4):
     _iba_at(_place)
 
 
-@_method("readout-iba")
-def readout_iba(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("readout-iba", unit="bits")
+def readout_iba(q: Query) -> Tensor:
     """Readout IBA: bits per pixel from one forward pass; it does not read the targets. Unsigned.
 
     Schulz et al., "Restricting the Flow", ICLR 2020, section 3.4; see :mod:`riba.method.readout`.
     """
-    nats = scenenet_readout(wb.model, wb.statistics)(images)
-    return to_bits(nats, tuple(images.shape[-2:]))
+    nats = scenenet_readout(q.wb.model, q.wb.statistics)(q.images)
+    return bottleneck.to_bits(nats, q.size)
 
 
-@_method("input-iba")
-def input_iba(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0, prior: str = "moments"
-) -> Tensor:
+@method("input-iba")
+def input_iba(q: Query, prior: str = "moments") -> Tensor:
     """InputIBA: λ at the pixels averaged over colours, as published. Unsigned, 0–1.
 
     Zhang et al., NeurIPS 2021: β 20, 60 steps, 10 copies; see :mod:`riba.method.input_iba`.
     """
-    return input_information(wb, images, targets, seed, prior).map
+    return input_information(q.wb, q.images, q.targets, q.seed, prior).map
 
 
-@_method("input-iba-nats")
-def input_iba_nats(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0, prior: str = "moments"
-) -> Tensor:
+@method("input-iba-nats", unit="nats")
+def input_iba_nats(q: Query, prior: str = "moments") -> Tensor:
     """InputIBA's information in place of its λ: nats beyond the prior, over colours. Unsigned.
 
     Not the published map, but the unit that the other bottlenecks are shown in.
     """
-    return input_information(wb, images, targets, seed, prior).nats.sum(1)
+    return input_information(q.wb, q.images, q.targets, q.seed, prior).nats.sum(1)
 
 
-@_method("relevance-iba")
+@method("relevance-iba", unit="nats")
 def relevance_iba(
-    wb: Workbench,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    seed: int = 0,
-    composite: str | Composite | None = None,
-) -> Tensor:
+    q: Query, source: str = "capacity", composite: str | Composite | None = None
+) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from ``wb.layer`` by z⁺ with Flat at the pixels: nats per pixel. Unsigned.
 
     Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`.
     """
-    return _handed_down(wb, images, targets, seed, composite)
+    nats = information(q.wb, q.wb.layer, q.images, q.targets, q.seed)
+    return _propagated(q, q.wb.layer, nats, source=source, composite=composite)
 
 
-def _handed_down(
-    wb: Workbench, images: Tensor, targets: Tensor, seed: int, composite: str | Composite | None
-) -> Tensor:
-    nats = information(wb, wb.layer, images, targets, seed).nats
-    return relevance.descend(wb.model, wb.layer, images, nats, composite).sum(1)
+def _propagated(
+    q: Query, layers: str | tuple[str, ...], nats: Information, **settings: object
+) -> tuple[Tensor, Ledger]:
+    """Relevance-IBA from the result of the bottleneck at ``layers``."""
+    net = _bottleneck(q.wb, layers, q.seed).explicit(q.images)
+    pixels, ledger = relevance.relevance_iba(net, q.images, q.targets, nats, **settings)
+    return pixels.sum(1), ledger
 
 
-@_method("relevance-iba-gamma")
-def relevance_iba_gamma(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("relevance-iba-gamma", unit="nats")
+def relevance_iba_gamma(q: Query) -> tuple[Tensor, Ledger]:
     """Relevance-IBA by the γ rule (0.25) in place of z⁺: nats per pixel. Signed."""
-    return _handed_down(wb, images, targets, seed, "gamma")
+    return relevance_iba(q, composite="gamma")
 
 
-@_method("relevance-iba-alpha2-beta1")
-def relevance_iba_alpha2_beta1(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
-) -> Tensor:
+@method("relevance-iba-alpha2-beta1", unit="nats")
+def relevance_iba_alpha2_beta1(q: Query) -> tuple[Tensor, Ledger]:
     """Relevance-IBA by the α2β1 rule in place of z⁺: nats per pixel. Signed."""
-    return _handed_down(wb, images, targets, seed, "alpha2-beta1")
+    return relevance_iba(q, composite="alpha2-beta1")
 
 
-@_method("relevance-iba-joint")
-def relevance_iba_joint(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("relevance-iba-joint", unit="nats")
+def relevance_iba_joint(q: Query) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from the shallowest of joint bottlenecks: nats per pixel. Unsigned.
 
-    Ours: the publication's descent, of nats that every depth of ``wb.depths`` agreed on; see
-    :class:`riba.JointBottlenecks`.
+    Ours: the publication's propagation, of nats that all depths of ``wb.depths`` agree on; see
+    :class:`riba.InformationBottleneck`.
     """
-    layer, found = list(joint_information(wb, images, targets, seed).items())[-1]
-    return relevance.descend(wb.model, layer, images, found.nats).sum(1)
+    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    return _propagated(q, q.wb.depths, depths.shallowest)
 
 
-@_method("relevance-iba-cascade")
+@method("relevance-iba-cascade", unit="nats")
 def relevance_iba_cascade(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
-) -> Tensor:
-    """The same, weighed by the information found at every depth: nats per pixel. Unsigned.
+    q: Query, composite: str | Composite | None = None
+) -> tuple[Tensor, Ledger]:
+    """The same, weighted by the information at every depth: nats per pixel. Unsigned.
 
     Ours; see :func:`riba.relevance.cascade`.
     """
-    found = joint_information(wb, images, targets, seed)
-    return relevance.cascade(wb.model, images, found).sum(1)
+    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    net = _bottleneck(q.wb, q.wb.depths, q.seed).explicit(q.images)
+    pixels = relevance.cascade(net, q.images, depths, composite)
+    start = relevance.start(depths.shallowest)
+    return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
 
 
 # --- controls ------------------------------------------------------------------------------------
 
 
-@_method("capacity-product")
-def capacity_product(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("capacity-product")
+def capacity_product(q: Query) -> Tensor:
     """Control without LRP: the enlarged capacities of the joint bottlenecks, multiplied. Unsigned.
 
-    What the cascade knows, without the pixels; no unit.
+    The information of the cascade, without the pixels; no unit.
     """
-    found = joint_information(wb, images, targets, seed).values()
-    size = tuple(images.shape[-2:])
-    return bottleneck.capacity_product((information.nats for information in found), size)
+    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 
-@_method("capacity-product-squared")
-def capacity_product_squared(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
-) -> Tensor:
+@method("capacity-product-squared")
+def capacity_product_squared(q: Query) -> Tensor:
     """Control: the cascade with its shallowest capacity enlarged in the place of LRP. Unsigned.
 
-    The shallowest depth counts twice; as many factors as the cascade has, and none of them saw
+    The shallowest depth counts twice; as many factors as the cascade has, none of them from
     the pixels. No unit.
     """
-    found = list(joint_information(wb, images, targets, seed).values())
-    size = tuple(images.shape[-2:])
-    return bottleneck.capacity_product((depth.nats for depth in (*found, found[-1])), size)
+    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    twice = (*depths, depths.shallowest)
+    return bottleneck.capacity_product((depth.nats for depth in twice), q.size)
 
 
-@_method("capacity-product-separate")
-def capacity_product_separate(
-    wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0
-) -> Tensor:
+@method("capacity-product-separate")
+def capacity_product_separate(q: Query) -> Tensor:
     """Control without LRP: the product of capacities found at each depth by itself. Unsigned."""
-    found = [information(wb, layer, images, targets, seed) for layer in wb.depths]
-    size = tuple(images.shape[-2:])
-    return bottleneck.capacity_product((information.nats for information in found), size)
+    depths = [information(q.wb, layer, q.images, q.targets, q.seed) for layer in q.wb.depths]
+    return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 
-@_method("random")
-def random(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("random")
+def random(q: Query) -> Tensor:
     """Control: uniform noise, another for every image. Unsigned."""
-    return torch.stack([_noise(image, seed) for image in images])
+    return torch.stack([_noise(image, q.seed) for image in q.images])
 
 
 def _noise(image: Tensor, seed: int) -> Tensor:
@@ -591,32 +617,25 @@ def _noise(image: Tensor, seed: int) -> Tensor:
     return torch.rand(image.shape[-2:], generator=draw).to(image.device)
 
 
-@_method("centre")
-def centre(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("centre")
+def centre(q: Query) -> Tensor:
     """Control: a Gaussian at the image's centre, a quarter of its width and height. Unsigned."""
-    rows, columns = (
-        torch.linspace(-2, 2, side, device=images.device) for side in images.shape[-2:]
-    )
+    rows, columns = (torch.linspace(-2, 2, side, device=q.images.device) for side in q.size)
     bell = torch.exp(-(rows[:, None].square() + columns.square()) / 2)
-    return bell.expand(len(images), -1, -1).clone()
+    return bell.expand(len(q.images), -1, -1).clone()
 
 
-@_method("edges")
-def edges(wb: Workbench, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+@method("edges")
+def edges(q: Query) -> Tensor:
     """Control: scikit-image's Sobel magnitude of the grey image. Unsigned."""
-    grey = wb.to_rgb(images).mean(-1).cpu().numpy()
-    return torch.stack([torch.from_numpy(sobel(image)) for image in grey]).to(images)
+    from skimage.filters import sobel
+
+    grey = q.wb.to_rgb(q.images).mean(-1).cpu().numpy()
+    return torch.stack([torch.from_numpy(sobel(image)) for image in grey]).to(q.images)
 
 
-@_method("oracle")
-def oracle(
-    wb: Workbench,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    seed: int = 0,
-    masks: Tensor | None = None,
-) -> Tensor:
+@method("oracle")
+def oracle(q: Query) -> Tensor:
     """Control: the mask itself, the best map there is by any measure against it. Unsigned.
 
     Raises
@@ -624,6 +643,6 @@ def oracle(
     ValueError
         No masks were given.
     """
-    if masks is None:
+    if q.masks is None:
         raise ValueError("the oracle is the mask itself: pass masks=")
-    return masks.to(images)
+    return q.masks.to(q.images)

@@ -8,50 +8,36 @@ Checks", CVPR 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from riba.method import relevance
-from riba.method.bottleneck import InformationBottleneck
+from riba.compare.methods import METHODS
 from riba.method.explicit import frozen_copy
-from riba.method.joint import JointBottlenecks
 from riba.method.network import find_layer, fingerprint, names_through
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
+from riba.workbench import Workbench
+
+UNDER_TEST = {
+    "IBA": "iba",
+    "LRP": "lrp-epsilon-plus",
+    "Relevance-IBA": "relevance-iba",
+    "joint": "relevance-iba-joint",
+    "cascade": "relevance-iba-cascade",
+}
+"""Methods that are put to the test, by their label."""
 
 
-def explain(
-    model: nn.Module, stats: Mapping[str, FeatureStatistics], images: Tensor, targets: Tensor
-) -> dict[str, Tensor]:
-    """The maps that are put to the test, by name, from one network and its statistics.
+def explain(wb: Workbench, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """The maps that are put to the test, B×H×W, by their label in :data:`UNDER_TEST`.
 
-    Parameters
-    ----------
-    stats
-        Feature statistics by layer, the deepest first.
-    images, targets
-        B×3×H×W and B class numbers.
-
-    Returns
-    -------
-    B×H×W maps: ``IBA`` at the deepest layer (bits), ``LRP`` (logits), ``Relevance-IBA`` as
-    published from the deepest layer, ``joint`` and ``cascade`` from all (nats).
+    ``IBA`` at ``wb.layer`` (bits), ``LRP`` (logits), ``Relevance-IBA`` as published from
+    ``wb.layer``, ``joint`` and ``cascade`` from all of ``wb.depths`` (nats).
     """
-    layers = list(stats)
-    deepest, shallowest = layers[0], layers[-1]
-    top = InformationBottleneck(model, deepest, stats[deepest])(images, targets)
-    found = JointBottlenecks(model, list(stats.values()))(images, targets)
-    pixels = {
-        "LRP": relevance.lrp(model, images, targets),
-        "Relevance-IBA": relevance.descend(model, deepest, images, top.nats),
-        "joint": relevance.descend(model, shallowest, images, found[shallowest].nats),
-        "cascade": relevance.cascade(model, images, found),
-    }
-    maps = {name: values.sum(1) for name, values in pixels.items()}
-    return {"IBA": top.bits(tuple(images.shape[-2:])), **maps}
+    return {label: METHODS[name](wb, images, targets) for label, name in UNDER_TEST.items()}
 
 
 def weighted_layers(model: nn.Module) -> list[str]:
@@ -142,36 +128,40 @@ def mosaic(samples: Sequence[datasets.Sample], across: int = 2) -> tuple[Tensor,
     return picture.reshape(3, across * height, across * width), labels, cells
 
 
-def tiled(stats: FeatureStatistics, across: int = 2) -> FeatureStatistics:
-    """Feature statistics for a mosaic: those of one picture, repeated ``across`` times each way."""
-    mean, std, active = (x.tile(1, across, across) for x in (stats.mean, stats.std, stats.active))
-    size = (across * stats.size[0], across * stats.size[1])
-    return replace(stats, mean=mean, std=std, active=active, size=size)
+def tiled(wb: Workbench, across: int = 2) -> Workbench:
+    """The workbench for mosaics: statistics of one picture repeated ``across`` times each way."""
+
+    def repeated(stats: FeatureStatistics) -> FeatureStatistics:
+        mean, std, active = (
+            x.tile(1, across, across) for x in (stats.mean, stats.std, stats.active)
+        )
+        size = (across * stats.size[0], across * stats.size[1])
+        return replace(stats, mean=mean, std=std, active=active, size=size)
+
+    stats = {layer: repeated(wb.statistics_at(layer)) for layer in {wb.layer, *wb.depths}}
+    return replace(wb, statistics=stats[wb.layer], others=stats)
 
 
-def statistics_of(
+def with_network(
+    wb: Workbench,
     model: nn.Module,
-    stats: Mapping[str, FeatureStatistics],
     changed: Iterable[str],
     images: Callable[[], Iterable[Tensor]],
-) -> dict[str, FeatureStatistics]:
-    """Statistics of a network that differs from that of ``stats`` in the ``changed`` layers.
+) -> Workbench:
+    """The workbench with a network that differs from its own in the ``changed`` layers.
 
-    Those of layers below all of them are carried over; the others are fitted to ``images()``,
+    Statistics of layers below all of them are carried over; the others are fitted to ``images()``,
     which may be few.
     """
-    own = {}
-    for layer, known in stats.items():
-        if set(names_through(model, layer)).isdisjoint(changed):
-            own[layer] = carried_over(known, model)
+    changed, stats = set(changed), {}
+    for layer in {wb.layer, *wb.depths}:
+        if changed.isdisjoint(names_through(model, layer)):
+            stats[layer] = carried_over(wb.statistics_at(layer), model)
         else:
-            own[layer] = FeatureStatistics.fit(model, layer, images(), few=True)
-    return own
+            stats[layer] = FeatureStatistics.fit(model, layer, images(), few=True)
+    return replace(wb, model=model, statistics=stats[wb.layer], others=stats, reference=None)
 
 
 def carried_over(stats: FeatureStatistics, model: nn.Module) -> FeatureStatistics:
-    """Statistics for another network that is the same up to their layer.
-
-    Which the caller vouches for: only then do they describe it.
-    """
+    """Statistics for another network that is the same up to their layer, as the caller ensures."""
     return replace(stats, fingerprint=fingerprint(model))

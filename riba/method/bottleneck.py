@@ -1,15 +1,20 @@
 """The per-sample information bottleneck: how many nats of each feature the class needs.
 
 Schulz, Sixt, Tombari and Landgraf, "Restricting the Flow: Information Bottlenecks for
-Attribution", ICLR 2020. Noise is mixed into the features of one layer, as much of it as the
-prediction bears; what had to be let through, in nats, is the attribution.
+Attribution", ICLR 2020. Noise replaces part of the features of one layer, as much as the prediction
+allows; the information that still passes, in nats, is the attribution.
+
+Bottlenecks at several layers may be optimised together, in the spirit of CoIBA (Hong et al., CVPR
+2025). A shallow bottleneck alone keeps features that later layers ignore; optimising all layers
+together penalises those. One optimisation serves all layers, and costs about as much as the
+shallowest bottleneck alone.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba import progress
-from riba.method.explicit import Part, explicit
-from riba.method.network import check_images, check_targets, class_logit, device_of
-from riba.method.statistics import FeatureStatistics
+from riba.method.explicit import Explicit, explicit
+from riba.method.network import check_images, check_targets, class_logit, device_of, state_of
+from riba.method.statistics import FeatureStatistics, check_statistics
 
 MIN_STD = 0.01
 """Floor under the standard deviation of a feature, as published."""
@@ -79,7 +84,9 @@ def restrict(
 
     Parameters
     ----------
-    r, lambda_
+    r
+        B×C×h×w, or B×S×C×h×w where every copy has features of its own.
+    lambda_
         B×C×h×w.
     noise
         S×C×h×w standard normal, the same for every image.
@@ -90,8 +97,9 @@ def restrict(
     -------
     B×S×C×h×w: S noisy copies of each image's features.
     """
-    centre, spread = restricted_moments(r, lambda_, mean, std, active)
-    return torch.addcmul(centre[:, None], spread[:, None], noise)
+    copies = r if r.ndim > lambda_.ndim else r[:, None]
+    centre, spread = restricted_moments(copies, lambda_[:, None], mean, std, active)
+    return torch.addcmul(centre, spread, noise)
 
 
 def restricted_moments(
@@ -164,12 +172,71 @@ def capacity_product(nats: Iterable[Tensor], size: int | tuple[int, int]) -> Ten
     return torch.stack([m / mean for m, mean in zip(maps, means, strict=True)]).prod(0)
 
 
-# --- what comes back -----------------------------------------------------------------------------
+# --- settings and results ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the optimisation; the defaults are those of the publication.
+
+    Attributes
+    ----------
+    beta
+        Weight of the mean information per element against the cross-entropy.
+    steps, lr
+        Updates of Adam, and its learning rate.
+    samples
+        Noisy copies per image and step.
+    sigma
+        Width of the Gaussian that smooths λ, in elements of the feature map; 0: none.
+    initial_alpha
+        Where α starts; 5 lets 99.3 % through.
+    seed
+        Of the noise: the same for every image, whatever the batch around it.
+    chunk
+        Images that pass through the network together, ``samples`` copies of each; halved when
+        GPU memory runs out. None: as many as make 80 copies.
+    precision
+        Of the passes through the layers above during the optimisation, as ``torch.bfloat16``
+        (autocast); information and loss stay in that of the weights. None: all of it does.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of its range: names it, its range and its value.
+    """
+
+    beta: float = 10.0
+    steps: int = 10
+    samples: int = 10
+    lr: float = 1.0
+    sigma: float = 1.0
+    initial_alpha: float = 5.0
+    seed: int = 0
+    chunk: int | None = None
+    precision: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, fits, range_ in (
+            ("beta", self.beta >= 0, "0 or more"),
+            ("steps", self.steps >= 1, "1 or more"),
+            ("samples", self.samples >= 1, "1 or more"),
+            ("lr", self.lr > 0, "above 0"),
+            ("sigma", self.sigma >= 0, "0 or more"),
+            ("initial_alpha", math.isfinite(self.initial_alpha), "finite"),
+            ("chunk", self.chunk is None or self.chunk >= 1, "1 or more"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {range_}, got {getattr(self, name)}")
+
+
+SEVERAL = Settings(beta=2.0, samples=4)
+"""Defaults for several layers: each has its own penalty, and the layers average the noise."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """How the optimisation went: each (steps + 1)×B, the last row after the last update.
+    """The course of the optimisation: each (steps + 1)×B, the last row after the last update.
 
     Attributes
     ----------
@@ -188,32 +255,39 @@ class Trace:
 
 @dataclass(frozen=True)
 class Information:
-    """What the bottleneck let through, for each of B images.
+    """What passed the bottleneck at one layer, for each of B images.
 
     Attributes
     ----------
+    layer
+        Name of the layer.
     nats
         B×C×h×w: capacity per element, after the last update; never negative.
     alpha, lambda_
         B×C×h×w: the parameter, and the share of the feature that passes (0–1, smoothed).
     features
-        B×C×h×w: r, what the layer computes.
+        B×C×h×w: r, the output of the layer.
     published_nats
-        B×C×h×w: capacity at the last forward pass, one update earlier, as published code has it.
+        B×C×h×w: capacity at the last forward pass, one update earlier, as the published code
+        reports it.
+    logits
+        B×classes, without the bottleneck.
     probability, open_probability
         B: probability of the class with the bottleneck (mean over the noisy copies) and without.
         Far apart: β is too large for this image.
     trace
         Loss, cross-entropy and information at every step.
     history
-        (steps + 1)×B×C×h×w: α at every step, where it was asked for.
+        (steps + 1)×B×C×h×w: α at every step, where ``keep_steps`` was set.
     """
 
+    layer: str
     nats: Tensor
     alpha: Tensor
     lambda_: Tensor
     features: Tensor
     published_nats: Tensor
+    logits: Tensor
     probability: Tensor
     open_probability: Tensor
     trace: Trace
@@ -228,74 +302,87 @@ class Information:
         """B×H×W map of bits whose sum is the total number of bits in the bottleneck."""
         return to_bits(self.nats, size)
 
+    def __repr__(self) -> str:
+        return f"Information({self.layer!r}, nats {'×'.join(map(str, self.nats.shape))})"
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Information at several layers, ordered from the deepest to the shallowest.
+
+    Iterates over :class:`Information`; ``depths["layer1"]`` is that of one layer.
+    """
+
+    informations: tuple[Information, ...]
+
+    def __iter__(self) -> Iterator[Information]:
+        return iter(self.informations)
+
+    def __len__(self) -> int:
+        return len(self.informations)
+
+    def __getitem__(self, layer: str) -> Information:
+        return next(depth for depth in self.informations if depth.layer == layer)
+
+    @property
+    def shallowest(self) -> Information:
+        """Information at the layer closest to the pixels."""
+        return self.informations[-1]
+
 
 # --- the bottleneck ------------------------------------------------------------------------------
 
 
 class InformationBottleneck:
-    """Per-sample bottleneck behind one layer of a network.
+    """Per-sample bottleneck behind one layer of a network, or behind several at once.
 
-    Minimises, for each image by itself and over its own α, cross-entropy + β · mean capacity
-    (Schulz et al. 2020, eq. 7) with Adam. Features below the layer are computed once; all images
-    of a batch are optimised together. The network is not touched.
+    Minimises, for each image separately and over one α per layer, cross-entropy + β · mean capacity
+    (Schulz et al. 2020, eq. 7; the capacities of several layers are added) with Adam. The part of
+    the network below the first layer runs once; all images of a batch are optimised together. With
+    several layers noise enters at each: a deeper layer receives what the noise below has left, and
+    its capacity is that of its clean features, as for one layer alone. The network is not changed.
 
     Parameters
     ----------
     model
         Images (B×3×H×W) to logits (B×classes), in evaluation mode.
     layer
-        Name of the module behind which the bottleneck sits; it must return B×C×h×w.
+        Name of the module behind which the bottleneck sits, which returns B×C×h×w; or names of
+        several, in any order.
     stats
-        Statistics of that layer of that network.
-    beta
-        Weight of the information against the cross-entropy.
-    steps, lr
-        Updates of Adam, and its learning rate.
-    samples
-        Noisy copies per image and step.
-    sigma
-        Width of the Gaussian that smooths λ, in elements of the feature map; 0: none.
-    initial_alpha
-        Where α starts; 5 lets 99.3 % through.
-    seed
-        Of the noise: the same for every image, whatever the batch around it.
-    chunk
-        Images that pass through the network together, ``samples`` copies of each; halved when
-        GPU memory runs out.
-    precision
-        Of the passes through the layers above during the optimisation, as ``torch.bfloat16``
-        (autocast); information and loss stay in that of the weights. None: all of it does.
+        Feature statistics of that layer of that network; or of each of the layers.
+    settings
+        Fields of :class:`Settings`. For several layers ``beta`` is 2 and ``samples`` 4 by default.
 
     Raises
     ------
     ValueError
-        No statistics, or of another layer or network; a parameter out of its range.
+        No statistics, or of another layer or network; one layer twice; a setting out of its range.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layer: str,
-        stats: FeatureStatistics,
-        beta: float = 10.0,
-        steps: int = 10,
-        samples: int = 10,
-        lr: float = 1.0,
-        sigma: float = 1.0,
-        initial_alpha: float = 5.0,
-        seed: int = 0,
-        *,
-        chunk: int | None = None,
-        precision: torch.dtype | None = None,
+        layer: str | Sequence[str],
+        stats: FeatureStatistics | Sequence[FeatureStatistics],
+        **settings: object,
     ) -> None:
-        check_statistics(stats)
-        stats.check(model, layer)
-        check_settings(beta, steps, samples, lr, sigma, initial_alpha, chunk)
-        self.model, self.layer, self.precision = model, layer, precision
-        self.stats = stats.to(device_of(model))
-        self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
-        self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
-        self.chunk = chunk or max(1, COPIES // samples)
+        self.single = isinstance(layer, str)
+        layers, statistics = ([layer], [stats]) if self.single else (list(layer), list(stats))
+        if not layers or len({*layers}) < len(layers) or len(layers) != len(statistics):
+            raise ValueError("pass one or more distinct layers, and the statistics of each of them")
+        check_statistics(*statistics)
+        for name, known in zip(layers, statistics, strict=True):
+            known.check(model, name)
+        device = device_of(model)
+        self.model = model
+        self.statistics = {
+            name: known.to(device) for name, known in zip(layers, statistics, strict=True)
+        }
+        self.settings = replace(Settings() if self.single else SEVERAL, **settings)
+        self.chunk = self.settings.chunk or max(1, COPIES // self.settings.samples)
+        self._form: Explicit | None = None
+        self._state = state_of(model)
 
     @torch.inference_mode(False)
     def __call__(
@@ -305,7 +392,7 @@ class InformationBottleneck:
         noise: Tensor | None = None,
         *,
         keep_steps: bool = False,
-    ) -> Information:
+    ) -> Information | Depths:
         """The information that the class ``targets`` needs, for each image.
 
         Parameters
@@ -315,156 +402,210 @@ class InformationBottleneck:
         targets
             B class numbers, or B×classes bool for a set of classes each: logsumexp of their logits.
         noise
-            steps×samples×C×h×w standard normal, to replay a given draw for every image. Without
-            it noise is drawn from ``seed``; the last row of the trace has a draw of its own (the
-            last one once more, where they are given).
+            For one layer: steps×samples×C×h×w standard normal, used in place of noise drawn from
+            ``seed``, for every image. The evaluation after the last update has its own draw (the
+            last one again, where ``noise`` is given).
         keep_steps
             Keep α at every step in ``history``.
+
+        Returns
+        -------
+        :class:`Information`, or :class:`Depths` for several layers.
 
         Raises
         ------
         ValueError
             Images, targets, noise or statistics do not fit (:func:`riba.network.check_images`,
-            :func:`riba.network.check_targets`).
+            :func:`riba.network.check_targets`), or a layer does not lie above or below another.
         """
         check_images(self.model, images)
-        self.stats.check(self.model, self.layer)  # the weights may have changed since
-        given, logits = self._open(images)
-        given = replace(given, targets=check_targets(targets, logits))
-        self.stats.check_features(given.r)
-        draws = self._draws(given.r, noise)
-        alpha = torch.full_like(given.r, self.initial_alpha)
-        adam = torch.optim.Adam([alpha], lr=self.lr)
+        self._check_weights()
+        batch = self._open(images, targets)
+        draws = self._draws(batch.features, noise)
+        alphas = [torch.full_like(r, self.settings.initial_alpha) for r in batch.features]
+        adam = torch.optim.Adam(alphas, lr=self.settings.lr)
         rows, history = [], []
-        with progress.counter("bottleneck", (self.steps + 1) * len(images)) as bar:
-            for _ in range(self.steps):
-                alpha.grad, *row = self._over_chunks(self._gradient, given, alpha, next(draws), bar)
+        with progress.counter("bottleneck", (self.settings.steps + 1) * len(images)) as bar:
+            for _ in range(self.settings.steps):
+                row, gradients = self._step(batch, alphas, next(draws), bar)
                 rows.append(row)
-                before = alpha.clone()
-                if keep_steps:
-                    history.append(before)
+                earlier = history if keep_steps else []
+                history = [*earlier, [alpha.clone() for alpha in alphas]]
+                for alpha, gradient in zip(alphas, gradients, strict=True):
+                    alpha.grad = gradient
                 adam.step()
-            rows.append(self._over_chunks(self._evaluation, given, alpha, next(draws), bar))
-        return self._information(given, logits, before, alpha, rows, history)
+            row, _ = self._step(batch, alphas, next(draws), bar, learn=False)
+        results = self._results(batch, [*history, alphas], [*rows, row], keep_steps)
+        return results[0] if self.single else Depths(tuple(reversed(results)))
 
-    def measure(self, r: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """λ and capacity in nats (each B×C×h×w) for features ``r`` under parameters ``alpha``."""
-        return measure(r, alpha, self.stats, self.sigma)
+    def explicit(self, images: Tensor) -> Explicit:
+        """The network cut behind the layers, for images of this size."""
+        self._form = explicit(self.model, self.statistics, images, self._form)
+        return self._form
 
-    # what follows is one step, from the whole batch inwards
+    def _check_weights(self) -> None:
+        """Refuse weights that have changed since the statistics were checked."""
+        state = state_of(self.model)
+        if state != self._state:
+            for layer, stats in self.statistics.items():
+                stats.check(self.model, layer)
+            self._state = state
+
+    # --- one step, from the whole batch inwards ---
 
     @torch.no_grad()
-    def _open(self, images: Tensor) -> tuple[_Given, Tensor]:
-        """Features of all images, and the logits without a bottleneck (B×classes)."""
-        head, tail = explicit(self.model, [self.layer], images).parts
+    def _open(self, images: Tensor, targets: Tensor | list[int]) -> _Batch:
+        """Features of every layer and logits, without a bottleneck."""
+        net = self.explicit(images)
+        head, *above = net.parts
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            features = head(images[part])
-            return *tail(*features), *features
+            features, *beside = head(images[part])
+            outputs, values = [features], (features, *beside)
+            for piece in above:
+                values = piece(*values)
+                outputs.append(values[0])
+            return *outputs, *beside
 
-        logits, r, *others = self._chunked(run, len(images))
-        return _Given(tail, r, tuple(others)), logits
+        outputs, _ = in_chunks(run, len(images), COPIES)
+        count = len(net.layers)
+        features, logits, beside = outputs[:count], outputs[count], outputs[count + 1 :]
+        for layer, r in zip(net.layers, features, strict=True):
+            self.statistics[layer].check_features(r)
+        return _Batch(net, features, beside, check_targets(targets, logits), logits)
 
-    def _draws(self, r: Tensor, noise: Tensor | None) -> Iterator[Tensor]:
-        shape = (self.samples, *r.shape[1:])
+    def _draws(self, features: Sequence[Tensor], noise: Tensor | None) -> Iterator[list[Tensor]]:
+        """Noise of every layer, step after step; drawn on the CPU, so that a GPU gets the same."""
+        shapes = [(self.settings.samples, *r.shape[1:]) for r in features]
         if noise is None:
-            return _drawn(self.seed, shape, r)
-        if noise.shape != (self.steps, *shape):
+            return _drawn(self.settings.seed, shapes, features[0])
+        expected = (self.settings.steps, *shapes[0])
+        if not self.single or noise.shape != expected:
             raise ValueError(
-                "noise must be steps×samples×C×h×w, "
-                f"{'×'.join(map(str, (self.steps, *shape)))}, got "
-                f"{'×'.join(map(str, noise.shape))}"
+                "noise must be steps×samples×C×h×w of one layer, "
+                f"{'×'.join(map(str, expected))}, got {'×'.join(map(str, noise.shape))}"
             )
-        return (draw.to(r) for draw in itertools.chain(noise, noise[-1:]))
+        return ([draw.to(features[0])] for draw in itertools.chain(noise, noise[-1:]))
 
-    def _over_chunks(
-        self, work: Callable, given: _Given, alpha: Tensor, noise: Tensor, bar: progress.Counter
-    ) -> tuple[Tensor, ...]:
-        def run(part: slice) -> tuple[Tensor, ...]:
-            rows = work(given.of(part), alpha[part], noise)
-            bar.update(len(rows[0]))
-            return rows
-
-        return self._chunked(run, len(alpha))
-
-    def _chunked(
-        self, work: Callable[[slice], tuple[Tensor, ...]], count: int
-    ) -> tuple[Tensor, ...]:
-        results, self.chunk = in_chunks(work, count, self.chunk)
-        return results
-
-    def _gradient(self, given: _Given, alpha: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Gradient of the loss (B×C×h×w), then what :meth:`_losses` returns.
+    def _step(
+        self,
+        batch: _Batch,
+        alphas: Sequence[Tensor],
+        noise: Sequence[Tensor],
+        bar: progress.Counter,
+        learn: bool = True,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What :meth:`_losses` returns, for all images; and to learn, the gradient of every α.
 
         The losses are summed over images: none depends on another's α, so each keeps its own
         gradient. The gradient stops at α; none is computed for the network's weights.
         """
-        with torch.enable_grad():
-            alpha = alpha.detach().requires_grad_()
-            rows = self._losses(given, alpha, noise)
-            (gradient,) = torch.autograd.grad(rows[0].sum(), alpha)
-        return gradient, *(row.detach() for row in rows)
 
-    @torch.no_grad()
-    def _evaluation(self, given: _Given, alpha: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        return self._losses(given, alpha, noise)
+        def run(part: slice) -> tuple[Tensor, ...]:
+            with torch.set_grad_enabled(learn):
+                variables = [alpha[part].detach().requires_grad_(learn) for alpha in alphas]
+                losses = self._losses(batch.part(part), variables, noise)
+                gradients = torch.autograd.grad(losses[0].sum(), variables) if learn else ()
+            bar.update(len(losses[0]))
+            return *(loss.detach() for loss in losses), *gradients
 
-    def _losses(self, given: _Given, alpha: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Per image (B each): loss, cross-entropy, total nats, probability of the class."""
-        stats = self.stats
-        lambda_, nats = self.measure(given.r, alpha)
-        std = stats.std.clamp(min=MIN_STD)
-        z = restrict(given.r, lambda_, noise, stats.mean, std, stats.active).flatten(0, 1)
-        copies = given.copies(self.samples)
-        with mixed(z, self.precision):
-            (logits,) = given.tail(z, *copies.others)
-        log_p = log_probability(logits.to(z), copies.targets)
-        log_p = log_p.unflatten(0, (-1, self.samples))
+        results, self.chunk = in_chunks(run, len(batch.targets), self.chunk)
+        count = len(results) - len(alphas) * learn
+        return results[:count], results[count:]
+
+    def _losses(
+        self, batch: _Batch, alphas: Sequence[Tensor], noise: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Per image (B each): loss, cross-entropy, probability, and total nats of every layer."""
+        measured = [
+            measure(r, alpha, self.statistics[layer], self.settings.sigma)
+            for layer, r, alpha in zip(batch.net.layers, batch.features, alphas, strict=True)
+        ]
+        logits = self._logits(batch, [lambda_ for lambda_, _ in measured], noise)
+        targets = batch.targets.repeat_interleave(self.settings.samples, 0)
+        log_p = log_probability(logits, targets).unflatten(0, (-1, self.settings.samples))
         cross_entropy = -log_p.mean(1)
-        loss = cross_entropy + self.beta * nats.mean((1, 2, 3))
-        return loss, cross_entropy, nats.sum((1, 2, 3)), log_p.exp().mean(1)
+        penalty = sum(nats.mean((1, 2, 3)) for _, nats in measured)
+        loss = cross_entropy + self.settings.beta * penalty
+        totals = [nats.sum((1, 2, 3)) for _, nats in measured]
+        return loss, cross_entropy, log_p.exp().mean(1), *totals
 
-    def _information(
+    def _logits(self, batch: _Batch, lambdas: Sequence[Tensor], noise: Sequence[Tensor]) -> Tensor:
+        """Logits of the noisy copies (B·S×classes), with a bottleneck behind every layer."""
+        features, samples = batch.features[0], self.settings.samples
+        beside = [x.repeat_interleave(samples, 0) for x in batch.beside]
+        with mixed(features, self.settings.precision):
+            for layer, lambda_, draw, piece in zip(
+                batch.net.layers, lambdas, noise, batch.net.parts[1:], strict=True
+            ):
+                if len(features) > len(lambda_):  # copies already, from the layer below
+                    features = features.unflatten(0, (-1, samples))
+                stats = self.statistics[layer]
+                std = stats.std.clamp(min=MIN_STD)
+                z = restrict(features, lambda_, draw, stats.mean, std, stats.active)
+                features, *beside = piece(z.flatten(0, 1).to(features.dtype), *beside)
+        return features.to(batch.features[0])
+
+    def _results(
         self,
-        given: _Given,
-        logits: Tensor,
-        before: Tensor,
-        alpha: Tensor,
+        batch: _Batch,
+        history: list[list[Tensor]],
         rows: list[tuple[Tensor, ...]],
-        history: list[Tensor],
-    ) -> Information:
-        lambda_, nats = self.measure(given.r, alpha)
-        _, published = self.measure(given.r, before)
-        loss, cross_entropy, information, probability = map(torch.stack, zip(*rows, strict=True))
-        return Information(
-            nats=nats.clamp(min=0),  # rounding may leave −1e-7
-            alpha=alpha,
-            lambda_=lambda_,
-            features=given.r,
-            published_nats=published.clamp(min=0),
-            probability=probability[-1],
-            open_probability=log_probability(logits, given.targets).exp(),
-            trace=Trace(loss, cross_entropy, information),
-            history=torch.stack([*history, alpha]) if history else None,
-        )
+        keep_steps: bool,
+    ) -> list[Information]:
+        """Results by layer, the shallowest first; ``history`` holds every α before each update."""
+        loss, cross_entropy, probability, *totals = map(torch.stack, zip(*rows, strict=True))
+        results = []
+        for layer, r, total, *alphas in zip(
+            batch.net.layers, batch.features, totals, *history, strict=True
+        ):
+            stats, sigma = self.statistics[layer], self.settings.sigma
+            lambda_, nats = measure(r, alphas[-1], stats, sigma)
+            _, published = measure(r, alphas[-2], stats, sigma)
+            results.append(
+                Information(
+                    layer=layer,
+                    nats=nats.clamp(min=0),  # rounding may leave −1e-7
+                    alpha=alphas[-1],
+                    lambda_=lambda_,
+                    features=r,
+                    published_nats=published.clamp(min=0),
+                    logits=batch.logits,
+                    probability=probability[-1],
+                    open_probability=log_probability(batch.logits, batch.targets).exp(),
+                    trace=Trace(loss, cross_entropy, total),
+                    history=torch.stack(alphas) if keep_steps else None,
+                )
+            )
+        return results
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What stays the same during the optimisation of a batch."""
+class _Batch:
+    """What stays the same during the optimisation of a batch.
 
-    tail: Part
-    r: Tensor
-    others: tuple[Tensor, ...]
-    targets: Tensor | None = None
+    Attributes
+    ----------
+    net
+        The network, cut behind the layers.
+    features
+        Of every layer, the shallowest first, each B×C×h×w.
+    beside
+        What passes the first layer by, such as skip connections.
+    targets, logits
+        Classes to explain, and B×classes without a bottleneck.
+    """
 
-    def of(self, part: slice) -> _Given:
-        others = tuple(other[part] for other in self.others)
-        return _Given(self.tail, self.r[part], others, self.targets[part])
+    net: Explicit
+    features: tuple[Tensor, ...]
+    beside: tuple[Tensor, ...]
+    targets: Tensor
+    logits: Tensor
 
-    def copies(self, samples: int) -> _Given:
-        others = tuple(other.repeat_interleave(samples, 0) for other in self.others)
-        return replace(self, others=others, targets=self.targets.repeat_interleave(samples, 0))
+    def part(self, part: slice) -> _Batch:
+        """Some of the images."""
+        tensors = (tuple(x[part] for x in group) for group in (self.features, self.beside))
+        return _Batch(self.net, *tensors, self.targets[part], self.logits[part])
 
 
 def in_chunks(
@@ -495,57 +636,13 @@ def mixed(like: Tensor, precision: torch.dtype | None) -> AbstractContextManager
     return torch.autocast(like.device.type, precision, enabled=precision is not None)
 
 
-def _drawn(seed: int, shape: tuple[int, ...], like: Tensor) -> Iterator[Tensor]:
-    """Draws without end; on the CPU, so that a GPU gets the same."""
+def _drawn(seed: int, shapes: Sequence[tuple[int, ...]], like: Tensor) -> Iterator[list[Tensor]]:
+    """Draws without end, on the device of ``like``."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield torch.randn(shape, generator=generator).to(like)
+        yield [torch.randn(shape, generator=generator).to(like) for shape in shapes]
 
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     """ln of the probability of the class, or of a set of classes, per image (B)."""
     return class_logit(logits, targets) - logits.logsumexp(dim=1)
-
-
-def check_statistics(*statistics: FeatureStatistics | None) -> None:
-    """Refuse to go on without statistics.
-
-    Raises
-    ------
-    ValueError
-        One is None: says how to get them.
-    """
-    if any(stats is None for stats in statistics):
-        raise ValueError(
-            "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
-        )
-
-
-def check_settings(
-    beta: float,
-    steps: int,
-    samples: int,
-    lr: float,
-    sigma: float,
-    initial_alpha: float,
-    chunk: int | None,
-) -> None:
-    """Refuse settings of a bottleneck that are out of their range.
-
-    Raises
-    ------
-    ValueError
-        Names the setting, its range and what was given.
-    """
-    _check_range("beta", beta, beta >= 0, "0 or more")
-    _check_range("steps", steps, steps >= 1, "1 or more")
-    _check_range("samples", samples, samples >= 1, "1 or more")
-    _check_range("lr", lr, lr > 0, "above 0")
-    _check_range("sigma", sigma, sigma >= 0, "0 or more")
-    _check_range("initial_alpha", initial_alpha, math.isfinite(initial_alpha), "finite")
-    _check_range("chunk", chunk, chunk is None or chunk >= 1, "1 or more")
-
-
-def _check_range(name: str, value: float | None, fits: bool, range_: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} must be {range_}, got {value}")

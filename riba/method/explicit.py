@@ -628,7 +628,7 @@ class Explicit:
                 self._ruled[layer] = net
             return self._ruled[layer]
 
-    def hand_down(
+    def propagate(
         self,
         layer: str | None,
         images: Tensor,
@@ -649,7 +649,7 @@ class Explicit:
         """
         net = self.ruled(layer, images[:1])
         with self._lock:
-            return _hand_down(net, images, start, composite, names)
+            return _propagate(net, images, start, composite, names)
 
     @property
     def plain(self) -> fx.GraphModule:
@@ -861,7 +861,7 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _hand_down(
+def _propagate(
     net: fx.GraphModule,
     images: Tensor,
     start: Callable[[Tensor], Tensor],
@@ -899,7 +899,7 @@ def _check_whole(
         total = relevance.double().sum().item()
         return relevance
 
-    pixels = _hand_down(net, example, start, rules.composite())["pixels"].double()
+    pixels = _propagate(net, example, start, rules.composite())["pixels"].double()
     arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
     where = "the logits" if layer is None else f"layer {layer!r}"
     if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
@@ -919,7 +919,9 @@ _building = threading.RLock()
 
 
 @torch.inference_mode(False)
-def explicit(model: nn.Module, layers: Iterable[str], example: Tensor) -> Explicit:
+def explicit(
+    model: nn.Module, layers: Iterable[str], example: Tensor, known: Explicit | None = None
+) -> Explicit:
     """The explicit form of ``model``, cut behind ``layers``; kept until the network changes.
 
     Parameters

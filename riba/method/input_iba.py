@@ -1,25 +1,140 @@
 """InputIBA: a bottleneck at the pixels, with a prior taken from a bottleneck in the features.
 
 Zhang et al., "Fine-Grained Neural Network Explanation by Identifying Input Features with
-Predictive Information", NeurIPS 2021. Three steps an image: a feature bottleneck; a prior at the
-pixels that agrees with it (:mod:`.priors`); a bottleneck at the pixels, whose information is
-counted against that prior. One image after the other, in a batch, too: sixty steps at a rate of 1
-amplify the rounding that a larger batch brings until maps differ visibly.
+Predictive Information", NeurIPS 2021. Three steps per image: a feature bottleneck; a prior at the
+pixels that agrees with it; a bottleneck at the pixels, whose information is counted against that
+prior. Images of a batch are processed one after the other: sixty steps at a learning rate of 1
+amplify the rounding differences of a larger batch until maps differ visibly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from riba import progress
-from riba.method.bottleneck import Information, InformationBottleneck, openness, settled
-from riba.method.explicit import explicit
-from riba.method.network import check_targets, class_logit
-from riba.method.priors import PRIORS, Head
+from riba.method.bottleneck import (
+    MIN_STD,
+    Information,
+    InformationBottleneck,
+    Settings,
+    log_probability,
+    openness,
+    restricted_moments,
+    settled,
+)
+from riba.method.network import check_targets
 from riba.method.statistics import FeatureStatistics
+
+# --- the prior -----------------------------------------------------------------------------------
+
+GENERATOR_STEPS = 40
+"""As published: two updates in each of 20 epochs."""
+COPIES = 8
+"""Noised images per step, from which :func:`moments` estimates mean and spread."""
+
+
+@dataclass(frozen=True)
+class PriorTask:
+    """What the prior of one image is fitted to: the distribution of its restricted features z.
+
+    The generator m ⊙ x + (1 − m) ⊙ (eps · ξ + mean), with m = sigmoid(M) per pixel and Gaussian ξ,
+    is fitted so that its features are distributed as z (Zhang et al. 2021, section 3.2); m then is
+    the share of every pixel that is taken for granted, and the bottleneck at the pixels counts
+    what exceeds it. M starts at the map of bits per pixel, as published: m is ½ or more everywhere.
+
+    Attributes
+    ----------
+    head
+        Images (B×3×H×W) to the features of the bottleneck layer.
+    image
+        3×H×W.
+    bits
+        H×W: bits per pixel in the feature bottleneck.
+    mean, std
+        C×h×w: of z.
+    scale
+        C×h×w: standard deviation of the layer's features, floored.
+    seed
+        Of the noise.
+    """
+
+    head: Callable[[Tensor], Tensor]
+    image: Tensor
+    bits: Tensor
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    seed: int
+
+    def noise(self, draw: torch.Generator, copies: int) -> Tensor:
+        """ξ, copies×3×H×W."""
+        return torch.randn(copies, *self.image.shape, generator=draw).to(self.image)
+
+
+class Generator(nn.Module):
+    """Noised copies of one image: m ⊙ x + (1 − m) ⊙ (eps · ξ + mean), S×3×H×W."""
+
+    def __init__(self, task: PriorTask) -> None:
+        super().__init__()
+        self.image = task.image
+        self.mask = nn.Parameter(untouched(task))
+        self.mean = nn.Parameter(task.image.new_zeros(3, 1, 1))
+        self.eps = nn.Parameter(task.image.new_ones(3, 1, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Noise (S×3×H×W) to noised images."""
+        m = torch.sigmoid(self.mask)
+        return m * self.image + (1 - m) * (self.eps * noise + self.mean)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """RMSprop at the published rates."""
+        rates = ((self.mean, 0.1), (self.eps, 0.05), (self.mask, 0.003))
+        return torch.optim.RMSprop([{"params": [p], "lr": rate} for p, rate in rates])
+
+
+def untouched(task: PriorTask) -> Tensor:
+    """M as it starts (3×H×W): a control without any fit."""
+    return task.bits.repeat(3, 1, 1)
+
+
+def moments(task: PriorTask) -> Tensor:
+    """M (3×H×W) that matches mean and standard deviation of every feature with those of z.
+
+    The published number of generator steps at the published rates, but no critic: the distribution
+    of z is known in closed form and need not be learned from samples.
+    """
+    generator = Generator(task)
+    optimiser = generator.optimiser()
+    draw = torch.Generator().manual_seed(task.seed)
+    for _ in progress.track(range(GENERATOR_STEPS), "prior of InputIBA"):
+        features = task.head(generator(task.noise(draw, COPIES)))
+        mean_error = (features.mean(0) - task.mean) / task.scale
+        std_error = (features.std(0) - task.std) / task.scale
+        update(optimiser, (mean_error.square() + std_error.square()).mean())
+    return generator.mask.detach()
+
+
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step on the optimiser's parameters; no gradient reaches the network's weights."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimiser.step()
+
+
+PRIORS: dict[str, Callable[[PriorTask], Tensor]] = {"moments": moments, "untouched": untouched}
+"""Ways of fitting the prior, by name. ``tools/wgan.py`` adds the published one."""
+
+
+# --- the bottleneck at the pixels ----------------------------------------------------------------
+
+AT_PIXELS = Settings(beta=20.0, steps=60)
+"""The published settings; ``chunk`` and ``precision`` are not used."""
 
 
 def input_capacity(
@@ -106,19 +221,20 @@ class InputIBA:
     stats
         Statistics of that layer.
     prior
-        How the prior is fitted, a key of :data:`.priors.PRIORS`: ``"moments"`` (ours, the
-        faster), ``"wgan"`` (as published) or ``"untouched"``.
+        How the prior is fitted, a key of :data:`PRIORS`: ``"moments"`` (ours, the faster) or
+        ``"untouched"``.
     feature_beta
         β of the feature bottleneck, which is not smoothed, as published.
-    beta, steps, samples, lr, sigma, initial_alpha, seed
-        Of the bottleneck at the pixels, as for :class:`riba.InformationBottleneck`.
     mean, std
         Of the noise at the pixels, in the space that the network takes.
+    settings
+        Of the bottleneck at the pixels, fields of :class:`riba.method.bottleneck.Settings`; by
+        default :data:`AT_PIXELS`.
 
     Raises
     ------
     ValueError
-        Unknown prior, statistics that do not fit, or a parameter out of its range.
+        Unknown prior, statistics that do not fit, or a setting out of its range.
     """
 
     def __init__(
@@ -129,29 +245,19 @@ class InputIBA:
         *,
         prior: str = "moments",
         feature_beta: float = 20.0,
-        beta: float = 20.0,
-        steps: int = 60,
-        samples: int = 10,
-        lr: float = 1.0,
-        sigma: float = 1.0,
-        initial_alpha: float = 5.0,
-        seed: int = 0,
         mean: float = 0.0,
         std: float = 1.0,
+        **settings: object,
     ) -> None:
         if prior not in PRIORS:
             raise ValueError(f"no prior {prior!r}: choose one of {', '.join(PRIORS)}")
-        if steps < 1 or samples < 1 or beta < 0 or lr <= 0 or sigma < 0 or std <= 0:
-            raise ValueError(
-                "steps and samples must be 1 or more, beta and sigma 0 or more, lr and std above "
-                f"0; got {steps=}, {samples=}, {beta=}, {sigma=}, {lr=}, {std=}"
-            )
+        if std <= 0:
+            raise ValueError(f"std must be above 0, got {std}")
+        self.settings = replace(AT_PIXELS, **settings)
         self.bottleneck = InformationBottleneck(
-            model, layer, stats, beta=feature_beta, sigma=0.0, seed=seed, chunk=1
+            model, layer, stats, beta=feature_beta, sigma=0.0, seed=self.settings.seed, chunk=1
         )
         self.model, self.layer, self.stats, self.prior = model, layer, stats, prior
-        self.beta, self.steps, self.samples, self.lr = beta, steps, samples, lr
-        self.sigma, self.initial_alpha, self.seed = sigma, initial_alpha, seed
         self.mean, self.std = mean, std
 
     @torch.inference_mode(False)
@@ -164,16 +270,14 @@ class InputIBA:
             Images or targets do not fit.
         """
         features = self.bottleneck(images, targets)
-        bits = features.bits(tuple(images.shape[-2:]))
-        head, _ = explicit(self.model, [self.layer], images).parts
-        with torch.no_grad():
-            logits = self.model(images[:1]).expand(len(images), -1)  # how many classes there are
-            targets = check_targets(targets, logits)
-        rows = zip(images, targets, bits, features.features, features.lambda_, strict=True)
+        targets = check_targets(targets, features.logits)
+        tasks = self._prior_tasks(images, features)
         with torch.enable_grad():
             parts = [
-                self._one(lambda noised: head(noised)[0], *row)
-                for row in progress.track(rows, "InputIBA", len(images))
+                self._one(task, target)
+                for task, target in progress.track(
+                    zip(tasks, targets, strict=True), "InputIBA", len(images)
+                )
             ]
         prior, alpha, probability, trace = map(torch.stack, zip(*parts, strict=True))
         lambda_, nats = self.measure(images, alpha, prior)
@@ -189,36 +293,41 @@ class InputIBA:
 
     def measure(self, images: Tensor, alpha: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """λ and nats (…×3×H×W) for parameters α and M."""
-        lambda_, rest = openness(alpha, self.sigma)
+        lambda_, rest = openness(alpha, self.settings.sigma)
         m, rest_m = torch.sigmoid(prior), torch.sigmoid(-prior)
         return lambda_, input_capacity(images, self.mean, self.std, lambda_, m, rest, rest_m)
 
-    def _one(
-        self,
-        head: Head,
-        image: Tensor,
-        target: Tensor,
-        bits: Tensor,
-        r: Tensor,
-        lambda_: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _prior_tasks(self, images: Tensor, features: Information) -> list[PriorTask]:
+        """What the prior of each image is fitted to."""
+        head, _ = self.bottleneck.explicit(images).parts
+        stats = self.stats.to(images.device)
+        scale = stats.std.clamp(min=MIN_STD)
+        means, stds = restricted_moments(
+            features.features, features.lambda_, stats.mean, scale, stats.active
+        )
+        bits = features.bits(tuple(images.shape[-2:]))
+        return [
+            PriorTask(lambda x: head(x)[0], *row, scale, self.settings.seed)
+            for row in zip(images, bits, means, stds, strict=True)
+        ]
+
+    def _one(self, task: PriorTask, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """M and α (3×H×W), probability of the class, and total nats at every step."""
-        prior = PRIORS[self.prior](head, image, bits, r, lambda_, self.stats, self.seed)
-        alpha = torch.full_like(image, self.initial_alpha).requires_grad_()
-        adam = torch.optim.Adam([alpha], lr=self.lr)
-        draw = torch.Generator().manual_seed(self.seed)
-        targets = target.expand(self.samples, *target.shape)
+        settings, image = self.settings, task.image
+        prior = PRIORS[self.prior](task)
+        alpha = torch.full_like(image, settings.initial_alpha).requires_grad_()
+        adam = torch.optim.Adam([alpha], lr=settings.lr)
+        draw = torch.Generator().manual_seed(settings.seed)
+        targets = target.expand(settings.samples, *target.shape)
         trace = []
-        for step in progress.track(range(self.steps + 1), "bottleneck at the pixels"):
-            noise = torch.randn(self.samples, *image.shape, generator=draw).to(image)
-            with torch.set_grad_enabled(step < self.steps):
+        for step in progress.track(range(settings.steps + 1), "bottleneck at the pixels"):
+            noise = task.noise(draw, settings.samples)
+            with torch.set_grad_enabled(step < settings.steps):
                 lambda_, nats = self.measure(image, alpha, prior)
                 z = lambda_ * image + (1 - lambda_) * (self.std * noise + self.mean)
-                logits = self.model(z)
-                log_p = class_logit(logits, targets) - logits.logsumexp(1)
-                loss = -log_p.mean() + self.beta * nats.mean()
+                log_p = log_probability(self.model(z), targets)
+                loss = -log_p.mean() + settings.beta * nats.mean()
             trace.append(nats.detach().sum())
-            if step < self.steps:
-                (alpha.grad,) = torch.autograd.grad(loss, alpha)
-                adam.step()
+            if step < settings.steps:
+                update(adam, loss)
         return prior, alpha.detach(), log_p.exp().mean(), torch.stack(trace)

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor, nn
 
 
+def state_of(model: nn.Module) -> tuple:
+    """Changes whenever a weight or buffer is replaced or written to; cheap."""
+    state = model.state_dict()
+    return tuple((name, v.data_ptr(), _version(v), v.sum().item()) for name, v in state.items())
+
+
 def fingerprint(model: nn.Module) -> str:
     """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits.
 

@@ -11,7 +11,7 @@ The publication leaves the layer and the rules open; the defaults here are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,13 +22,18 @@ from zennit.core import Composite
 from zennit.types import Activation, BatchNorm
 
 from riba.method import rules
-from riba.method.bottleneck import Information, InformationBottleneck, capacity_product, smooth
+from riba.method.bottleneck import (
+    Depths,
+    Information,
+    InformationBottleneck,
+    capacity_product,
+    smooth,
+)
 from riba.method.explicit import TOLERANCE, Explicit, explicit
 from riba.method.network import (
     check_images,
     check_targets,
     class_logit,
-    errors_in_words,
     find_layer,
 )
 from riba.method.statistics import FeatureStatistics
@@ -39,20 +44,23 @@ PIXELS_AT_ONCE = 2**18
 
 # --- down to the pixels --------------------------------------------------------------------------
 
+Network = nn.Module | Explicit
+"""A network in evaluation mode, or its explicit form where that is at hand (it saves tracing)."""
+
 
 def descend(
-    model: nn.Module,
+    model: Network,
     layer: str,
     images: Tensor,
     start: Tensor,
     composite: str | Composite | None = None,
 ) -> Tensor:
-    """Hand relevance at ``layer`` down to the pixels.
+    """Propagate relevance at ``layer`` to the pixels.
 
     Parameters
     ----------
     model
-        Images to logits, in evaluation mode. It stays as it is.
+        Images to logits, in evaluation mode, or its explicit form. It is not changed.
     layer
         Name of the layer at whose output relevance starts.
     images
@@ -69,13 +77,14 @@ def descend(
     Raises
     ------
     ValueError
-        Unknown layer or composite, or ``start`` is not finite or does not fit the layer.
+        Unknown layer or composite, ``start`` is not finite or does not fit the layer, or the
+        network has a step that no rule exists for.
     """
     return _descend(model, layer, images, start, composite)["pixels"]
 
 
 def descend_all(
-    model: nn.Module,
+    model: Network,
     layer: str,
     images: Tensor,
     start: Tensor,
@@ -87,8 +96,9 @@ def descend_all(
     Parameters
     ----------
     layers
-        Names of layers below ``layer``; by default those of :func:`stages` that the pass runs.
-        Layers inside a residual block hold only what goes through their branch.
+        Names of layers below ``layer``; by default those of :func:`stages` that the pass runs,
+        for which ``model`` must be the network itself. Layers inside a residual block hold only
+        what goes through their branch.
 
     Returns
     -------
@@ -113,7 +123,7 @@ def stages(model: nn.Module) -> list[str]:
     """Layers that change relevance, in order of definition: convolutions, pools, residual blocks.
 
     Modules of ``model`` and of its (nested) sequences, without activations, batch norms and
-    dropout, which pass relevance through.
+    dropout, which pass relevance on unchanged.
     """
     passing = (Activation, BatchNorm, nn.Dropout, nn.Identity, nn.Flatten)
     return [name for name, module in _steps(model) if not isinstance(module, passing)]
@@ -127,31 +137,41 @@ def _steps(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield f"{prefix}{name}", child
 
 
-def _parts(images: Tensor) -> list[slice]:
-    """Slices of the batch that bound the memory of one pass."""
-    size = max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
-    return [slice(first, first + size) for first in range(0, len(images), size)]
-
-
 def _descend(
-    model: nn.Module,
+    model: Network,
     layer: str,
     images: Tensor,
     start: Tensor,
-    composite: str | Composite | None = None,
+    composite: str | Composite | None,
     names: Iterable[str] = (),
 ) -> dict[str, Tensor]:
     """Relevance at the outputs of ``names``, the last first, and at the pixels."""
-    check_images(model, images)
     if len(start) != len(images):
         raise ValueError(f"start is for {len(start)} images, there are {len(images)}")
 
     def begin(part: slice, features: Tensor) -> Tensor:
-        _check_start(start[part], features, layer)
+        if start[part].shape != features.shape:
+            expected, actual = ("×".join(map(str, x.shape)) for x in (features, start[part]))
+            raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {actual}")
+        if not torch.isfinite(start[part]).all():
+            raise ValueError("the starting relevance holds NaN or infinite values")
         return start[part]
 
-    net = explicit(model, [layer], images)
-    return _in_parts(net, layer, images, begin, composite, names)
+    return _in_parts(form_of(model, [layer], images), layer, images, begin, composite, names)
+
+
+def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
+    """The explicit form of ``model``, if it is not one already.
+
+    Raises
+    ------
+    ValueError
+        The images or layers do not fit (:func:`riba.explicit.explicit`).
+    """
+    if isinstance(model, Explicit):
+        return model
+    check_images(model, images)
+    return explicit(model, layers, images)
 
 
 def _in_parts(
@@ -162,47 +182,40 @@ def _in_parts(
     composite: str | Composite | None,
     names: Iterable[str],
 ) -> dict[str, Tensor]:
-    """:meth:`Explicit.hand_down` for as many images at a time as memory bears."""
+    """:meth:`Explicit.propagate` for as many images at a time as memory allows."""
     composite = rules.composite(composite)
+    size = max(1, PIXELS_AT_ONCE // (images.shape[-1] * images.shape[-2]))
+    slices = [slice(first, first + size) for first in range(0, len(images), size)]
     parts = [
-        net.hand_down(layer, images[part], partial(begin, part), composite, names)
-        for part in _parts(images)
+        net.propagate(layer, images[part], partial(begin, part), composite, names)
+        for part in slices
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _check_start(start: Tensor, features: Tensor, layer: str) -> None:
-    if start.shape != features.shape:
-        expected, got = ("×".join(map(str, x.shape)) for x in (features, start))
-        raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {got}")
-    if not torch.isfinite(start).all():
-        raise ValueError("the starting relevance holds NaN or infinite values")
-
-
 def cascade(
-    model: nn.Module,
+    model: Network,
     images: Tensor,
-    found: Mapping[str, Information],
+    depths: Depths,
     composite: str | Composite | None = None,
     smoothing: float | None = None,
 ) -> Tensor:
-    """Hand down the nats of the shallowest of several depths, weighed by what every depth found.
+    """Propagate the nats of the shallowest of several depths, weighted by those of every depth.
 
-    Our extension, not in the publication. The capacity of the shallowest layer starts; what
+    Our extension, not in the publication. The capacity of the shallowest layer is propagated; what
     arrives at a pixel is multiplied by the information that each depth holds there
-    (:func:`.capacity_product`) and rescaled per image to the total that started,
-    so that it still ends as nats.
+    (:func:`.capacity_product`) and rescaled per image to the total that started, so that the unit
+    is nats again.
 
     Parameters
     ----------
-    found
-        Layer name to what a bottleneck found there (:class:`riba.JointBottlenecks`), the
-        deepest first.
+    depths
+        Information at several layers, from one :class:`riba.InformationBottleneck`.
     composite
         As :func:`descend`.
     smoothing
         Width in pixels of a Gaussian over what arrives; None is the stride of the shallowest
-        layer: its nats were not measured any finer. 0: none.
+        layer, the resolution at which its nats were measured. 0: none.
 
     Returns
     -------
@@ -213,12 +226,12 @@ def cascade(
     ValueError
         As :func:`descend`.
     """
-    layer, start = list(found.items())[-1]
+    start = depths.shallowest
     size = tuple(images.shape[-2:])
     if smoothing is None:
         smoothing = size[-1] / start.nats.shape[-1]
-    arrived = smooth(descend(model, layer, images, start.nats, composite), smoothing)
-    weights = capacity_product((information.nats for information in found.values()), size)
+    arrived = smooth(descend(model, start.layer, images, start.nats, composite), smoothing)
+    weights = capacity_product((depth.nats for depth in depths), size)
     return _rescaled(arrived * weights[:, None], like=start.nats)
 
 
@@ -232,7 +245,7 @@ def _rescaled(relevance: Tensor, like: Tensor) -> Tensor:
 
 
 def lrp(
-    model: nn.Module,
+    model: Network,
     images: Tensor,
     targets: Tensor | list[int],
     composite: str | Composite | None = "epsilon-plus",
@@ -258,20 +271,16 @@ def lrp(
     ValueError
         Images, targets, composite or layer do not fit.
     """
-    check_images(model, images)
     targets = torch.as_tensor(targets)
 
     def begin(part: slice, logits: Tensor) -> Tensor:
-        return _logit_start(logits, check_targets(targets[part], logits))
+        classes = check_targets(targets[part], logits)
+        return class_shares(logits, classes) * class_logit(logits, classes)[:, None]
 
     names = [] if layer is None else [layer]
-    below = _in_parts(explicit(model, names, images), None, images, begin, composite, names)
+    net = form_of(model, names, images)
+    below = _in_parts(net, None, images, begin, composite, names)
     return below["pixels" if layer is None else layer]
-
-
-def _logit_start(logits: Tensor, targets: Tensor) -> Tensor:
-    """Relevance of the logits, B×classes: the explained logit, shared over its set."""
-    return class_shares(logits, targets) * class_logit(logits, targets)[:, None]
 
 
 def class_shares(logits: Tensor, targets: Tensor) -> Tensor:
@@ -303,23 +312,19 @@ class Start:
     unit: str
 
 
-Upper = Callable[[], Tensor]
-"""Gives the LRP relevance of the class logit at the layer, B×C×h×w, if it is asked for."""
-
-
-def capacity(information: Information, upper: Upper | None = None) -> Start:
+def capacity(information: Information, upper: Callable[[], Tensor]) -> Start:
     """As published: R = capacity, in nats, on every unit."""
     return Start(information.nats, _total(information.nats), "nats")
 
 
-def active(information: Information, upper: Upper | None = None) -> Start:
-    """Capacity of active units (r > 0) only; what was on the others is dropped."""
-    kept = information.nats * (information.features > 0)
-    return Start(kept, _total(information.nats), "nats")
+def active(information: Information, upper: Callable[[], Tensor]) -> Start:
+    """Capacity of active units (r > 0) only; that of the others is dropped."""
+    nats = information.nats * (information.features > 0)
+    return Start(nats, _total(information.nats), "nats")
 
 
-def spread(information: Information, upper: Upper | None = None) -> Start:
-    """Each location's nats, over its channels in proportion to r⁺; kept where none is active."""
+def spread(information: Information, upper: Callable[[], Tensor]) -> Start:
+    """Each location's nats over its channels in proportion to r⁺; unchanged where r⁺ is 0."""
     weight = information.features.clamp(min=0)
     weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, information.nats)
     # normalised by the largest first: a weight too small to be divided by would lose its nats
@@ -329,24 +334,37 @@ def spread(information: Information, upper: Upper | None = None) -> Start:
     return Start(nats, _total(information.nats), "nats")
 
 
-def gated(information: Information, upper: Upper | None = None) -> Start:
+def gated(information: Information, upper: Callable[[], Tensor]) -> Start:
     """LRP relevance of the class logit at the layer, times λ: in logits, signed."""
-    if upper is None:
-        raise ValueError("source 'gated' needs the relevance of the class logit at the layer")
     relevance = upper()
     return Start(relevance * information.lambda_, _total(relevance), "logits")
 
 
-SOURCES: dict[str, Callable[[Information, Upper | None], Start]] = {
+SOURCES: dict[str, Callable[[Information, Callable[[], Tensor]], Start]] = {
     "capacity": capacity,
     "active": active,
     "spread": spread,
     "gated": gated,
 }
-"""What can start at the layer, by name."""
+"""What can start at the layer, by name. The second argument gives the LRP relevance of the class
+logit at the layer (B×C×h×w), computed only where it is used."""
 
 
-def start(information: Information, source: str = "capacity", upper: Upper | None = None) -> Start:
+def check_source(source: str) -> None:
+    """Refuse an unknown source.
+
+    Raises
+    ------
+    ValueError
+        Lists the choices.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"no source {source!r}: choose one of {', '.join(SOURCES)}")
+
+
+def start(
+    information: Information, source: str = "capacity", upper: Callable[[], Tensor] | None = None
+) -> Start:
     """The relevance that starts at the layer.
 
     Parameters
@@ -356,20 +374,17 @@ def start(information: Information, source: str = "capacity", upper: Upper | Non
     source
         A key of ``SOURCES``.
     upper
-        For ``"gated"``: a function that gives the class logit's relevance at the layer.
+        For ``"gated"``: gives the class logit's relevance at the layer, B×C×h×w.
 
     Raises
     ------
     ValueError
-        Unknown source; the message lists the choices.
+        Unknown source, or ``"gated"`` without ``upper``.
     """
-    _check_source(source)
+    check_source(source)
+    if source == "gated" and upper is None:
+        raise ValueError("source 'gated' needs the relevance of the class logit at the layer")
     return SOURCES[source](information, upper)
-
-
-def _check_source(source: str) -> None:
-    if source not in SOURCES:
-        raise ValueError(f"no source {source!r}: choose one of {', '.join(SOURCES)}")
 
 
 # --- the ledger ----------------------------------------------------------------------------------
@@ -399,6 +414,13 @@ class Ledger:
     end: Tensor
     inactive: Tensor
 
+    @classmethod
+    def joined(cls, ledgers: Sequence[Ledger]) -> Ledger:
+        """One ledger of the images of several."""
+        fields = ("before", "start", "end", "inactive")
+        columns = {name: torch.cat([getattr(x, name) for x in ledgers]) for name in fields}
+        return cls(ledgers[0].unit, **columns)
+
     @property
     def absorbed(self) -> Tensor:
         """B: share of what started that reached no pixel (ε and rules with a bias take it)."""
@@ -425,21 +447,21 @@ class Ledger:
         return "\n".join(self.line(index) for index in range(len(self.start)))
 
 
-def ledger(information: Information, begun: Start, pixels: Tensor) -> Ledger:
-    """The books of one descent: ``begun`` at the layer, ``pixels`` (B×3×H×W) at its end."""
-    idle = _total(information.nats * (information.features <= 0))
+def ledger(information: Information, start: Start, pixels: Tensor) -> Ledger:
+    """The totals of one descent, from ``start`` at the layer to ``pixels`` (B×3×H×W)."""
     nats = _total(information.nats)
+    inactive = _total(information.nats * (information.features <= 0))
     return Ledger(
-        unit=begun.unit,
-        before=begun.before,
-        start=_total(begun.relevance),
+        unit=start.unit,
+        before=start.before,
+        start=_total(start.relevance),
         end=_total(pixels),
-        inactive=torch.where(nats > 0, idle / nats, 0.0),
+        inactive=torch.where(nats > 0, inactive / nats, 0.0),
     )
 
 
 def _total(relevance: Tensor) -> Tensor:
-    """Sum per image, in float64: the books must not be off by their own rounding."""
+    """Sum per image, in float64: the ledger must not be off by its own rounding."""
     return relevance.double().flatten(1).sum(1)
 
 
@@ -452,15 +474,53 @@ def _percent(share: Tensor, digits: int = 1) -> str:
     return f"{round(100 * share.item(), digits) + 0.0:.{digits}f} %"
 
 
-# --- the attributor ------------------------------------------------------------------------------
+# --- Relevance-IBA -------------------------------------------------------------------------------
+
+
+def relevance_iba(
+    model: Network,
+    images: Tensor,
+    targets: Tensor | list[int],
+    information: Information,
+    *,
+    source: str = "capacity",
+    composite: str | Composite | None = None,
+) -> tuple[Tensor, Ledger]:
+    """Relevance-IBA from the result of a bottleneck: relevance of the pixels, and its ledger.
+
+    Parameters
+    ----------
+    model, images, composite
+        As :func:`descend`.
+    targets
+        As :func:`lrp`; read by source ``"gated"`` only.
+    information
+        Of these images, from :class:`riba.InformationBottleneck`.
+    source
+        A key of ``SOURCES``.
+
+    Returns
+    -------
+    B×3×H×W in nats, or in logits with source ``"gated"``; and the ledger.
+
+    Raises
+    ------
+    ValueError
+        As :func:`descend` and :func:`start`.
+    """
+    layer = information.layer
+    net = form_of(model, [layer], images)
+    begin = start(information, source, partial(lrp, net, images, targets, composite, layer))
+    pixels = descend(net, layer, images, begin.relevance, composite)
+    return pixels, ledger(information, begin, pixels)
 
 
 class RelevanceIBA(Attributor):
     """Relevance-IBA as a Zennit attributor: images and targets in, logits and nats out.
 
     Chen et al., IEEE BigData 2023. Works on the network's explicit form, made at the first call.
-    Several threads may share it; :attr:`information` and :attr:`ledger` are then of whichever call
-    ended last.
+    Several threads may share it; :attr:`information` and :attr:`ledger` are then those of the call
+    that ended last.
 
     >>> with RelevanceIBA(model, "features.14", stats) as attributor:
     ...     output, relevance = attributor(images, targets)
@@ -469,19 +529,19 @@ class RelevanceIBA(Attributor):
     Parameters
     ----------
     model
-        Images (B×3×H×W) to logits (B×classes), in evaluation mode. It stays as it is.
+        Images (B×3×H×W) to logits (B×classes), in evaluation mode. It is not changed.
     layer
         Name of the layer of the bottleneck.
     stats
         Feature statistics of that layer.
     composite
-        Name (:data:`riba.rules.COMPOSITES`), Zennit composite, or None for ``"z+"``: the nats at
+        Name (:data:`riba.rules.COMPOSITES`), Zennit composite, or None for ``"z+"``: all nats of
         the layer arrive at the pixels, none of them negative.
     source
         What starts at the layer, a key of ``SOURCES``: ``"capacity"`` (as published),
         ``"active"``, ``"spread"`` or ``"gated"``.
-    bottleneck
-        Arguments of :class:`riba.InformationBottleneck`: ``beta``, ``steps``, …
+    settings
+        Of the bottleneck, fields of :class:`riba.method.bottleneck.Settings`: ``beta``, …
 
     Attributes
     ----------
@@ -504,15 +564,18 @@ class RelevanceIBA(Attributor):
         stats: FeatureStatistics,
         composite: str | Composite | None = None,
         source: str = "capacity",
-        **bottleneck: float,
+        **settings: object,
     ) -> None:
-        _check_source(source)
+        check_source(source)
         find_layer(model, layer)
         super().__init__(model, rules.composite(composite))
         self.layer, self.source = layer, source
-        self.bottleneck = InformationBottleneck(model, layer, stats, **bottleneck)
+        self.bottleneck = InformationBottleneck(model, layer, stats, **settings)
         self.information: Information | None = None
         self.ledger: Ledger | None = None
+
+    def __repr__(self) -> str:
+        return f"RelevanceIBA({type(self.model).__name__}, {self.layer!r}, {self.source!r})"
 
     def __enter__(self) -> RelevanceIBA:
         return self  # rules are registered with the explicit form, at each call
@@ -542,17 +605,11 @@ class RelevanceIBA(Attributor):
     def forward(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
         """As :meth:`__call__`."""
         check_images(self.model, images)
-        explicit(self.model, [self.layer], images).ruled(self.layer, images[:1])  # or refuse now
-        output = self._logits(images)
-        targets = check_targets(targets, output)
+        net = self.bottleneck.explicit(images)
+        net.ruled(self.layer, images[:1])  # a step without a rule is refused before all else
         information = self.bottleneck(images, targets)
-        upper = partial(lrp, self.model, images, targets, self.composite, self.layer)
-        begun = start(information, self.source, upper)
-        relevance = descend(self.model, self.layer, images, begun.relevance, self.composite)
-        self.information, self.ledger = information, ledger(information, begun, relevance)
-        return output, relevance
-
-    @torch.no_grad()
-    def _logits(self, images: Tensor) -> Tensor:
-        with errors_in_words(images):
-            return torch.cat([self.model(images[part]) for part in _parts(images)])
+        relevance, self.ledger = relevance_iba(
+            net, images, targets, information, source=self.source, composite=self.composite
+        )
+        self.information = information
+        return information.logits.to(images.dtype), relevance

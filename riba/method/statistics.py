@@ -261,6 +261,20 @@ class FeatureStatistics:
             raise ValueError(f"{what} is of {found}, asked for was {asked}")
 
 
+def check_statistics(*statistics: FeatureStatistics | None) -> None:
+    """Refuse to go on without statistics.
+
+    Raises
+    ------
+    ValueError
+        One is None: says how to get them.
+    """
+    if any(stats is None for stats in statistics):
+        raise ValueError(
+            "no statistics: fit them first, FeatureStatistics.fit(model, layer, images)"
+        )
+
+
 _FACTS = ("layer", "fingerprint", "count", "size", "dataset")
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock
 
+from riba.method.readout import ReadoutBottleneck, new_readout
+from riba.method.statistics import FeatureStatistics, check_statistics
 from riba.storage import DATA
 
 SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
@@ -24,6 +26,9 @@ SCENENET_TOP = "features.18"
 """Its last layer with maps."""
 SCENENET_DEPTHS = ("features.14", "features.11", "features.9", "features.6")
 """Where its joint bottlenecks sit: strides 8, 4, 4 and 2."""
+READOUT_WEIGHTS = DATA / "readout.safetensors"
+READOUT_LAYERS = ("features.6", "features.11", "features.14", "features.16", "features.18")
+"""What the bundled readout reads, strides 2, 4 and 8 and both convolutions above the bottleneck."""
 
 
 # --- the bundled network ---------------------------------------------------------------------
@@ -237,3 +242,28 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds the weights of another network: {error}") from error
+
+
+# --- the bundled readout ---------------------------------------------------------------------
+
+
+def scenenet_readout(
+    model: nn.Module, stats: FeatureStatistics, weights: Path | str = READOUT_WEIGHTS
+) -> ReadoutBottleneck:
+    """The bundled readout for the bundled network.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Its weights are missing or unreadable (``make readout`` trains them), or ``stats`` are not
+        of the layer that it was trained for.
+    """
+    check_statistics(stats)
+    if stats.layer != SCENENET_LAYER:
+        raise ValueError(
+            f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}: "
+            "use that layer, or train one"
+        )
+    readout = new_readout(model, SCENENET_LAYER, READOUT_LAYERS, stats)
+    load_weights(readout, weights)
+    return ReadoutBottleneck(model, SCENENET_LAYER, stats, readout.eval(), READOUT_LAYERS)
