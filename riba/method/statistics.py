@@ -158,22 +158,34 @@ class FeatureStatistics:
             The file is corrupt, and was rebuilt.
         """
         size = (size, size) if isinstance(size, int) else tuple(size)
-        wanted = {
+        facts = {
             "layer": layer,
             "fingerprint": fingerprint(model),
             "count": count,
             "size": size,
             "dataset": dataset,
         }
-        path = Path(folder) / _file_name(**wanted)
-        stats = _load_if_sound(path)
-        if stats is not None:
-            stats._require(wanted, f"{path}: delete it to have it rebuilt; it")
-            return stats
-        stats = replace(
-            cls.fit(model, layer, images() if callable(images) else images), dataset=dataset
+        name = "-".join(
+            [
+                dataset,
+                layer,
+                "all" if count is None else str(count),
+                _by(size, "x"),
+                facts["fingerprint"],
+            ]
         )
-        stats._require(wanted, "the images given: they")
+        path = Path(folder) / (re.sub(r"[^\w.-]", "_", name) + ".safetensors")
+        if path.is_file():
+            try:
+                stats = cls.load(path)
+            except ValueError as error:
+                warnings.warn(f"{error}; they are computed again", stacklevel=2)
+            else:
+                stats._require(facts, f"{path}: delete it to have it rebuilt; it")
+                return stats
+        stats = cls.fit(model, layer, images() if callable(images) else images)
+        stats = replace(stats, dataset=dataset)
+        stats._require(facts, "the images given: they")
         stats.save(path)
         return stats
 
@@ -253,12 +265,13 @@ class FeatureStatistics:
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std, "active": self.active}
 
-    def _require(self, wanted: dict[str, object], what: str) -> None:
-        wrong = [name for name in wanted if wanted[name] not in (None, getattr(self, name))]
+    def _require(self, facts: dict[str, object], what: str) -> None:
+        """Refuse statistics of other ``facts``; None stands for any."""
+        wrong = [name for name in facts if facts[name] not in (None, getattr(self, name))]
         if wrong:
-            found = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
-            asked = ", ".join(f"{name} {wanted[name]!r}" for name in wrong)
-            raise ValueError(f"{what} is of {found}, asked for was {asked}")
+            actual = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
+            expected = ", ".join(f"{name} {facts[name]!r}" for name in wrong)
+            raise ValueError(f"{what} is of {actual}, asked for was {expected}")
 
 
 def check_statistics(*statistics: FeatureStatistics | None) -> None:
@@ -324,27 +337,6 @@ def _features(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
     return features.cpu()
 
 
-# --- the cache -----------------------------------------------------------------------------------
-
-
-def _file_name(
-    layer: str, fingerprint: str, count: int | None, size: tuple[int, int], dataset: str
-) -> str:
-    count = "all" if count is None else count
-    name = f"{dataset}-{layer}-{count}-{size[0]}x{size[1]}-{fingerprint}"
-    return re.sub(r"[^\w.-]", "_", name) + ".safetensors"
-
-
-def _load_if_sound(path: Path) -> FeatureStatistics | None:
-    try:
-        return FeatureStatistics.load(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        warnings.warn(f"{error}; they are computed again", stacklevel=3)
-        return None
-
-
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
@@ -352,5 +344,5 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _by(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape))
+def _by(shape: Iterable[int], sign: str = "×") -> str:
+    return sign.join(map(str, shape))
