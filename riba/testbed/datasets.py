@@ -76,6 +76,7 @@ class Scenes(Sequence):
             raise ValueError(f"target must be 0 to {last}, got {target}")
         self.seeds = _seeds(split, count)
         self.target, self.variant = target, variant
+        self.prepare, self.class_names = SCENES, scenes.CLASS_NAMES
         settings = [f"{key}={value}" for key, value in sorted(variant.items())]
         self.name = "-".join([split, *settings])
 
