@@ -121,8 +121,6 @@ class Workbench:
         sets: Sequence[Sequence[int]] | None = None,
         depths: Sequence[str] = (),
         top: str | None = None,
-        name: str = "",
-        precision: torch.dtype | None = None,
     ) -> Workbench:
         """A workbench of any network and any photos.
 
@@ -139,7 +137,7 @@ class Workbench:
             and ``wb.validation``; or images without samples. By default ``photos``.
         class_names
             Name of each class of the network; by default the photos', where there are as many.
-        sets, name, precision
+        sets
             As in :class:`Workbench`.
         depths
             Layers for methods with several bottlenecks; those below ``layer`` are taken.
@@ -168,12 +166,11 @@ class Workbench:
             class_names=tuple(class_names or _class_names(model, photos)),
             depths=(layer, *_layers_below(model, layer, depths)),
             top=top or layer,
-            name=name,
+            name="",
             prepare=photos.prepare,
             reference=images,
             sets=None if sets is None else tuple(map(tuple, sets)),
             label_names=photos.class_names,
-            precision=precision,
         )
 
     @property
@@ -269,9 +266,7 @@ class Workbench:
         for row, label in zip(targets, labels, strict=True):
             if not self.sets[label]:
                 name = self.label_names[label]
-                raise ValueError(
-                    f"{name!r} has no counterpart in this network: leave its samples out"
-                )
+                raise ValueError(f"{name!r} has no counterpart in this network: omit its samples")
             row[list(self.sets[label])] = True
         return targets
 
@@ -347,17 +342,14 @@ def _lite0_input(_weights: Path | str | None) -> Input:
     return photos.LITE0, torchvision_input("resnet50")[1]
 
 
-SCENE_NETWORKS = {
-    "scenenet": Network(
-        networks.scenenet, networks.SCENENET_DEPTHS, networks.SCENENET_TOP, _scene_input
-    ),
-    "small-resnet": Network(
-        networks.small_resnet,
-        ("features.5", "features.4", "features.3"),
-        "features.6",
-        _scene_input,
-    ),
-}
+SCENENET = Network(networks.scenenet, networks.SCENENET_DEPTHS, networks.SCENENET_TOP, _scene_input)
+SMALL_RESNET = Network(
+    networks.small_resnet, networks.SMALL_RESNET_DEPTHS, networks.SMALL_RESNET_TOP, _scene_input
+)
+LITE0 = Network(
+    networks.efficientnet_lite0, networks.LITE0_DEPTHS, networks.LITE0_TOP, _lite0_input
+)
+SCENE_NETWORKS = {"scenenet": SCENENET, "small-resnet": SMALL_RESNET}
 """Networks of the procedural scenes, by name."""
 
 _VGG_LAYERS = {
@@ -375,7 +367,6 @@ _RESNETS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
 )
-
 IMAGENET = {
     name: _torchvision(name, *(f"features.{index}" for index in indices))
     for name, indices in _VGG_LAYERS.items()
@@ -385,14 +376,7 @@ IMAGENET |= {name: _torchvision(name, "layer2", "layer1", "relu", "layer4") for 
 and the corresponding one elsewhere; the depths correspond to those of the bundled network, and were
 not chosen on photos."""
 
-LITE0_DEPTHS = ("blocks.4", "blocks.2", "blocks.1")
-"""Strides 16, 8 and 4; not chosen on photos either."""
-
-NETWORKS = {
-    **SCENE_NETWORKS,
-    "efficientnet-lite0": Network(networks.efficientnet_lite0, LITE0_DEPTHS, "bn2", _lite0_input),
-    **IMAGENET,
-}
+NETWORKS = SCENE_NETWORKS | {"efficientnet-lite0": LITE0} | IMAGENET
 """All networks that :func:`load` knows, by name."""
 
 
@@ -464,9 +448,8 @@ def load(
         sets=None if data is None else segmentation.sets_of(test),
         depths=known.depths,
         top=known.top,
-        name=name,
-        precision=precision,
     )
+    wb = replace(wb, name=name, precision=precision)
     if name in SCENE_NETWORKS:
         train, validation = Scenes("train", 20_000), Scenes("validation", 1000)
         return replace(wb, train=train, validation=validation)
@@ -518,10 +501,9 @@ def _class_names(model: nn.Module, photos: Photos | Scenes) -> tuple[str, ...]:
     """Class names of the photos where the network has as many classes, else numbers."""
     image = torch.zeros(1, 3, photos.prepare.crop, photos.prepare.crop)
     with torch.no_grad():
-        classes = model(image.to(network.device_of(model))).shape[1]
-    if len(photos.class_names) == classes:
-        return photos.class_names
-    return tuple(f"class {number}" for number in range(classes))
+        count = model(image.to(network.device_of(model))).shape[1]
+    numbered = tuple(f"class {number}" for number in range(count))
+    return photos.class_names if len(photos.class_names) == count else numbered
 
 
 def _layers_below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:

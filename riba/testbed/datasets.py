@@ -120,7 +120,7 @@ class Chosen(Sequence):
     """
 
     def __init__(self, places: Sequence[tuple[Sequence[Sample], int]]) -> None:
-        self.places = list(places)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.places)
@@ -230,8 +230,19 @@ class Preparation:
         return (0 - mean) / std, (1 - mean) / std
 
     def square(self, picture: np.ndarray) -> np.ndarray:
-        """H×W×3 uint8 to crop×crop×3 uint8: what the network sees."""
-        return self._square(Image.fromarray(picture), self.interpolation)
+        """A picture (H×W×3 uint8) or a mask (H×W numbers) to crop×crop.
+
+        Colours are interpolated; each pixel of a mask takes the number of the nearest pixel.
+        """
+        interpolation = self.interpolation
+        if picture.ndim == 2:
+            picture, interpolation = picture.astype(np.int32), Image.Resampling.NEAREST
+        image = Image.fromarray(picture)
+        longest = 4 * min(image.size)  # resizing a very long picture would take much memory
+        height, width = (min(length, longest) for length in picture.shape[:2])
+        image = functional.center_crop(image, [height, width])
+        image = functional.resize(image, [self.resize], interpolation)
+        return np.array(functional.center_crop(image, [self.crop]))
 
     def normalise(self, picture: np.ndarray) -> Tensor:
         """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged."""
@@ -243,10 +254,6 @@ class Preparation:
         """H×W×3 uint8 to 3×crop×crop float, normalised."""
         return self.normalise(self.square(picture))
 
-    def codes(self, mask: np.ndarray) -> np.ndarray:
-        """H×W whole numbers to crop×crop; each pixel takes the number of the nearest pixel."""
-        return self._square(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-
     def to_rgb(self, image: Tensor) -> Tensor:
         """Undo the normalisation: …×3×H×W to …×H×W×3 in 0–1, on the CPU."""
         mean, std = self._moments()
@@ -254,13 +261,6 @@ class Preparation:
 
     def _moments(self) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-
-    def _square(self, picture: Image.Image, interpolation: Image.Resampling) -> np.ndarray:
-        longest = 4 * min(picture.size)  # resizing a very long picture would take much memory
-        width, height = (min(length, longest) for length in picture.size)
-        picture = functional.center_crop(picture, [height, width])
-        picture = functional.resize(picture, [self.resize], interpolation)
-        return np.array(functional.center_crop(picture, [self.crop]))
 
 
 MEAN, STD = 0.5, 0.25

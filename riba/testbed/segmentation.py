@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from riba import progress
 from riba.method.network import near_matches
@@ -26,11 +27,9 @@ from riba.storage import DATA
 from riba.testbed import datasets
 from riba.testbed.datasets import Preparation
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
+_VOC_WEIGHTS = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+VOC_CLASSES = tuple(_VOC_WEIGHTS.meta["categories"][1:])
+"""The twenty classes, without the background that torchvision lists first."""
 BACKGROUND, VOID = 0, 1000
 """Codes of pixels without an object and of unlabelled pixels, as ImageNet-S has them."""
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -109,7 +108,7 @@ class Photos(Sequence):
                 f"{entry.image.name} has {picture.shape[1]}×{picture.shape[0]} pixels, its mask "
                 f"{codes.shape[1]}×{codes.shape[0]}: they must agree"
             )
-        codes = torch.from_numpy(self.prepare.codes(codes))
+        codes = torch.from_numpy(self.prepare.square(codes))
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
         return datasets.Sample(
@@ -448,7 +447,7 @@ def two_channels(path: Path) -> np.ndarray:
 
 def numbers_of(rgb: np.ndarray) -> np.ndarray:
     """R + 256·G of an H×W×3 uint8 picture: class numbers, H×W."""
-    return rgb[..., :2].astype(np.int32) @ np.array([1, 256])
+    return rgb[..., :2] @ np.array([1, 256], np.int32)
 
 
 def silhouette(path: Path) -> np.ndarray:
