@@ -20,7 +20,8 @@ from riba.compare.methods import METHODS, find_method, unit
 from riba.method.network import near_matches
 from riba.show import plots
 from riba.testbed import segmentation
-from riba.workbench import NETWORKS, SCENE_NETWORKS, Workbench, load, photo_reference
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS
+from riba.workbench import Workbench, load, photo_reference
 
 TABLE = "maps.csv"
 SETTINGS = "settings.json"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from riba.method import network
 from riba.method.explicit import Explicit, explicit
 from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
-from riba.testbed import datasets, networks, photos, scenes, segmentation
+from riba.testbed import datasets, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample, Scenes
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, Network
 from riba.testbed.segmentation import Photos
 
 REFERENCE_IMAGES = 1000
@@ -72,7 +72,7 @@ class Workbench:
     top
         The last layer with maps, for Grad-CAM.
     name
-        Name of the network in :data:`NETWORKS`.
+        Name of the network in :data:`riba.networks.NETWORKS`.
     prepare
         How pictures become input of the network.
     reference
@@ -279,105 +279,7 @@ class Workbench:
             return self.model(inputs).softmax(dim=1).to(images.device)
 
 
-# --- networks by name ----------------------------------------------------------------------------
-
-
-Input = tuple[Preparation, tuple[str, ...]]
-"""How pictures become input of a network, and the names of its classes."""
-
-
-def torchvision_input(name: str, weights: Path | str | None = None) -> Input:
-    """How pictures become input of a network of torchvision, and the names of its classes.
-
-    Parameters
-    ----------
-    weights
-        Name of published weights; for a file of weights, or None: the first published ones.
-
-    Raises
-    ------
-    ValueError
-        These weights have no classes: they hold the convolutional layers only.
-    """
-    published = get_model_weights(name).__members__
-    default = next(iter(published))
-    chosen = published.get(str(weights), published[default])
-    if not chosen.meta.get("categories"):
-        raise ValueError(f"{weights} of {name} know no classes: take {default}")
-    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network that :func:`load` knows.
-
-    Attributes
-    ----------
-    build
-        Builds it with its default weights, or with the weights that are passed.
-    depths, top
-        As in :class:`Workbench`; the first of the depths is the default layer.
-    input
-        Preparation and class names, for its default weights (None) or those that are passed.
-    """
-
-    build: Callable[..., nn.Module]
-    depths: tuple[str, ...]
-    top: str
-    input: Callable[[Path | str | None], Input]
-
-
-def _torchvision(name: str, *layers: str) -> Network:
-    """A network of torchvision with its depths and, last, its top."""
-    *depths, top = layers
-    build, inputs = partial(networks.torchvision_network, name), partial(torchvision_input, name)
-    return Network(build, tuple(depths), top, inputs)
-
-
-def _scene_input(_weights: Path | str | None) -> Input:
-    return datasets.SCENES, scenes.CLASS_NAMES
-
-
-def _lite0_input(_weights: Path | str | None) -> Input:
-    return photos.LITE0, torchvision_input("resnet50")[1]
-
-
-SCENENET = Network(networks.scenenet, networks.SCENENET_DEPTHS, networks.SCENENET_TOP, _scene_input)
-SMALL_RESNET = Network(
-    networks.small_resnet, networks.SMALL_RESNET_DEPTHS, networks.SMALL_RESNET_TOP, _scene_input
-)
-LITE0 = Network(
-    networks.efficientnet_lite0, networks.LITE0_DEPTHS, networks.LITE0_TOP, _lite0_input
-)
-SCENE_NETWORKS = {"scenenet": SCENENET, "small-resnet": SMALL_RESNET}
-"""Networks of the procedural scenes, by name."""
-
-_VGG_LAYERS = {
-    "vgg11": (11, 9, 7, 4, 19),
-    "vgg11_bn": (16, 13, 10, 6, 27),
-    "vgg13": (15, 13, 11, 8, 23),
-    "vgg13_bn": (22, 19, 16, 12, 33),
-    "vgg16": (17, 15, 11, 8, 29),
-    "vgg16_bn": (25, 22, 16, 12, 42),
-    "vgg19": (19, 17, 11, 8, 35),
-    "vgg19_bn": (28, 25, 16, 12, 51),
-}
-"""Depths and, last, top of each VGG: indices in ``features``."""
-_RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
-)
-IMAGENET = {
-    name: _torchvision(name, *(f"features.{index}" for index in indices))
-    for name, indices in _VGG_LAYERS.items()
-}
-IMAGENET |= {name: _torchvision(name, "layer2", "layer1", "relu", "layer4") for name in _RESNETS}
-"""Networks of torchvision, by name. The layer is the published one for VGG16 (conv4_1, stride 8)
-and the corresponding one elsewhere; the depths correspond to those of the bundled network, and were
-not chosen on photos."""
-
-NETWORKS = SCENE_NETWORKS | {"efficientnet-lite0": LITE0} | IMAGENET
-"""All networks that :func:`load` knows, by name."""
+# --- a network by name ---------------------------------------------------------------------------
 
 
 def load(
@@ -399,7 +301,8 @@ def load(
         ``"scenenet"``, the bundled network on procedural scenes; ``"small-resnet"``, which needs
         ``weights`` that you trained; ``"efficientnet-lite0"``, an ImageNet network whose weights
         are installed, on a few photos; or a VGG or ResNet of torchvision (``"vgg16"``,
-        ``"resnet50"``, …; :data:`NETWORKS` has all). For another network: :meth:`Workbench.of`.
+        ``"resnet50"``, …; :data:`riba.networks.NETWORKS` has all). For another network:
+        :meth:`Workbench.of`.
     layer
         Name of the bottleneck layer; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
         stride 2, 4, 4 and 8. VGG16's default is ``features.17``, ResNet's ``layer2``.
@@ -459,7 +362,7 @@ def load(
 def _known_network(name: str, data: str | Photos | None) -> Network:
     if name not in NETWORKS:
         near = network.near_matches(name, NETWORKS)
-        raise ValueError(f"no workbench called {name!r}; {near} (riba.workbench.NETWORKS has all)")
+        raise ValueError(f"no workbench called {name!r}; {near} (riba.networks.NETWORKS has all)")
     if name in SCENE_NETWORKS and data is not None:
         raise ValueError(
             f"{name} knows drawn scenes only: for photos load efficientnet-lite0 or another"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +18,8 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock
 
 from riba.storage import DATA
+from riba.testbed import datasets, photos, scenes
+from riba.testbed.datasets import Preparation
 
 SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
 CLEVER_HANS_WEIGHTS = DATA / "clever_hans.safetensors"
@@ -25,11 +30,6 @@ SCENENET_TOP = "features.18"
 """Its last layer with maps."""
 SCENENET_DEPTHS = ("features.14", "features.11", "features.9", "features.6")
 """Layers of its joint bottlenecks: strides 8, 4, 4 and 2."""
-SMALL_RESNET_DEPTHS = ("features.5", "features.4", "features.3")
-SMALL_RESNET_TOP = "features.6"
-LITE0_DEPTHS = ("blocks.4", "blocks.2", "blocks.1")
-"""Strides 16, 8 and 4 of EfficientNet-Lite0; they were not chosen on photos."""
-LITE0_TOP = "bn2"
 
 
 # --- the bundled network ---------------------------------------------------------------------
@@ -243,3 +243,107 @@ def _set_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path | 
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds the weights of another network: {error}") from error
+
+
+# --- networks by name ----------------------------------------------------------------------------
+
+
+Input = tuple[Preparation, tuple[str, ...]]
+"""How pictures become input of a network, and the names of its classes."""
+
+
+def torchvision_input(name: str, weights: Path | str | None = None) -> Input:
+    """How pictures become input of a network of torchvision, and the names of its classes.
+
+    Parameters
+    ----------
+    weights
+        Name of published weights; for a file of weights, or None: the first published ones.
+
+    Raises
+    ------
+    ValueError
+        These weights have no classes: they hold the convolutional layers only.
+    """
+    published = get_model_weights(name).__members__
+    default = next(iter(published))
+    chosen = published.get(str(weights), published[default])
+    if not chosen.meta.get("categories"):
+        raise ValueError(f"{weights} of {name} know no classes: take {default}")
+    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that :func:`load` knows.
+
+    Attributes
+    ----------
+    build
+        Builds it with its default weights, or with the weights that are passed.
+    depths, top
+        As in :class:`riba.Workbench`; the first of the depths is the default layer.
+    input
+        Preparation and class names, for its default weights (None) or those that are passed.
+    """
+
+    build: Callable[..., nn.Module]
+    depths: tuple[str, ...]
+    top: str
+    input: Callable[[Path | str | None], Input]
+
+
+def _torchvision(name: str, *layers: str) -> Network:
+    """A network of torchvision with its depths and, last, its top."""
+    *depths, top = layers
+    build, inputs = partial(torchvision_network, name), partial(torchvision_input, name)
+    return Network(build, tuple(depths), top, inputs)
+
+
+def _scene_input(_weights: Path | str | None) -> Input:
+    return datasets.SCENES, scenes.CLASS_NAMES
+
+
+def _lite0_input(_weights: Path | str | None) -> Input:
+    return photos.LITE0, torchvision_input("resnet50")[1]
+
+
+SMALL_RESNET_DEPTHS = ("features.5", "features.4", "features.3")
+LITE0_DEPTHS = ("blocks.4", "blocks.2", "blocks.1")
+"""Strides 16, 8 and 4; they were not chosen on photos."""
+
+SCENE_NETWORKS = {
+    "scenenet": Network(scenenet, SCENENET_DEPTHS, SCENENET_TOP, _scene_input),
+    "small-resnet": Network(small_resnet, SMALL_RESNET_DEPTHS, "features.6", _scene_input),
+}
+"""Networks of the procedural scenes, by name."""
+
+_VGG_LAYERS = {
+    "vgg11": (11, 9, 7, 4, 19),
+    "vgg11_bn": (16, 13, 10, 6, 27),
+    "vgg13": (15, 13, 11, 8, 23),
+    "vgg13_bn": (22, 19, 16, 12, 33),
+    "vgg16": (17, 15, 11, 8, 29),
+    "vgg16_bn": (25, 22, 16, 12, 42),
+    "vgg19": (19, 17, 11, 8, 35),
+    "vgg19_bn": (28, 25, 16, 12, 51),
+}
+"""Depths and, last, top of each VGG: indices in ``features``."""
+_RESNETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+IMAGENET = {
+    name: _torchvision(name, *(f"features.{index}" for index in indices))
+    for name, indices in _VGG_LAYERS.items()
+}
+IMAGENET |= {name: _torchvision(name, "layer2", "layer1", "relu", "layer4") for name in _RESNETS}
+"""Networks of torchvision, by name. The layer is the published one for VGG16 (conv4_1, stride 8)
+and the corresponding one elsewhere; the depths correspond to those of the bundled network, and were
+not chosen on photos."""
+
+NETWORKS = SCENE_NETWORKS | {
+    "efficientnet-lite0": Network(efficientnet_lite0, LITE0_DEPTHS, "bn2", _lite0_input)
+}
+NETWORKS |= IMAGENET
+"""All networks that :func:`load` knows, by name."""
