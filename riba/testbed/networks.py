@@ -23,7 +23,7 @@ from riba.testbed.datasets import Preparation
 
 SCENENET_WEIGHTS = DATA / "scenenet.safetensors"
 CLEVER_HANS_WEIGHTS = DATA / "clever_hans.safetensors"
-"""The bundled network's twin, trained on scenes whose corner mark gives the class away."""
+"""The bundled network's twin, trained on scenes whose corner mark reveals the class."""
 SCENENET_LAYER = "features.14"
 """Default bottleneck of the bundled network: stride 8, two convolutions above it."""
 SCENENET_TOP = "features.18"
@@ -69,7 +69,7 @@ def scenenet(weights: Path | str | None = SCENENET_WEIGHTS, *, norm: bool = Fals
 
 
 def small_resnet(weights: Path | str | None = None) -> nn.Module:
-    """A small residual network for the same scenes, to see what holds beyond the bundled one.
+    """A small residual network for the same scenes, to compare with the bundled one.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def efficientnet_lite0(weights: Path | str | None = None) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:
-    """Load a file of weights into ``model``, or say in one sentence why not.
+    """Load a file of weights into ``model``.
 
     ``.safetensors``, or what ``torch.save`` wrote, of which nothing but tensors is read.
 

@@ -1,4 +1,4 @@
-"""The ten things as data: lists of named parts, polygons in a unit square."""
+"""The outlines of the ten classes: lists of named parts, polygons in a unit square."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """A named polygon; its role picks colour and pattern, the role "hole" cuts through."""
+    """A named polygon; its role determines colour and pattern, the role "hole" cuts through."""
 
     name: str
     role: str
@@ -206,7 +206,7 @@ def umbrella() -> list[Part]:
 
 
 def blob(rng: np.random.Generator) -> list[Part]:
-    """A smooth closed curve without meaning, with a patch inside."""
+    """A smooth random closed curve, with a patch inside."""
     return [
         Part("blob", "main", wobbly(rng, 0.5, 0.5, 0.45)),
         Part("patch", "second", wobbly(rng, *rng.uniform(0.4, 0.6, 2), 0.16)),
