@@ -364,9 +364,7 @@ def _known_network(name: str, data: str | Photos | None) -> Network:
         near = network.near_matches(name, NETWORKS)
         raise ValueError(f"no workbench called {name!r}; {near} (riba.networks.NETWORKS has all)")
     if name in SCENE_NETWORKS and data is not None:
-        raise ValueError(
-            f"{name} knows drawn scenes only: for photos load efficientnet-lite0 or another"
-        )
+        raise ValueError(f"{name} knows drawn scenes only: load another network for photos")
     return NETWORKS[name]
 
 

@@ -318,13 +318,10 @@ def drawn(
     path = DATA / "cache" / f"scenes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     with contextlib.suppress(Exception), np.load(path) as stored:  # damage raises in many ways
         return Drawn(**stored)
-    label = "drawing scenes"
     draw = functools.partial(_draw_one, picture=picture, variant=variant)
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            rows = list(progress.track(pool.map(draw, seeds, chunksize=32), label, count))
-    else:
-        rows = list(progress.track(map(draw, seeds), label, count))
+    with ProcessPoolExecutor(workers) as pool:  # starts no process before its first task
+        scene_rows = pool.map(draw, seeds, chunksize=32) if workers > 1 else map(draw, seeds)
+        rows = list(progress.track(scene_rows, "drawing scenes", count))
     result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.whole(path) as part, part.open("wb") as file:

@@ -32,6 +32,7 @@ VOC_CLASSES = tuple(_VOC_WEIGHTS.meta["categories"][1:])
 """The twenty classes, without the background that torchvision lists first."""
 BACKGROUND, VOID = 0, 1000
 """Codes of pixels without an object and of unlabelled pixels, as ImageNet-S has them."""
+HELP = "its layout is described in data/README.md"
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -277,7 +278,7 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
     if folder is None:
         raise FileNotFoundError(
             f"{root} does not hold ImageNet-S (no ImageNetS50, ImageNetS300 or ImageNetS919 with "
-            f"a folder {split}-segmentation): data/README.md says which folders it must have"
+            f"a folder {split}-segmentation): {HELP}"
         )
     table = pd.read_csv(DATA / "imagenet_classes.csv").set_index("wordnet")
     codes = table[_SUBSETS[folder.name]]
@@ -363,7 +364,7 @@ def splits(data: str, root: Path | str | None, prepare: Preparation) -> tuple[Ph
         near = near_matches(data, DATA_SETS)
         raise ValueError(f"no data set {data!r}; {near}; or pass what riba.segmentation gives")
     if root is None:
-        raise ValueError(f"where is {data}? pass root=FOLDER (its layout is in data/README.md)")
+        raise ValueError(f"where is {data}? pass root=FOLDER ({HELP})")
     loader, test_split, train_split = DATA_SETS[data]
     photos = loader(root, prepare, split=test_split)
     try:
@@ -458,10 +459,7 @@ def silhouette(path: Path) -> np.ndarray:
 def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
     with datasets.open_picture(path, "mask") as picture:
         if picture.mode not in modes:
-            raise ValueError(
-                f"{path.name} {problem} ({picture.mode}): take the data set's own file, not one "
-                "that was converted"
-            )
+            raise ValueError(f"{path.name} {problem} ({picture.mode}): use the original file")
         return np.array(picture)
 
 
@@ -484,10 +482,7 @@ def _find_folder(root: Path | str, name: str, content: str) -> Path:
     for place in (root, root / name, root / "VOCdevkit" / name):
         if (place / content).is_dir():
             return place
-    raise FileNotFoundError(
-        f"{root} does not hold {name} (no folder {content}): data/README.md says which folders it "
-        "must have"
-    )
+    raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")
 
 
 def _lines(path: Path) -> list[str]:
