@@ -29,7 +29,7 @@ import riba
 from riba.method import bottleneck, network, relevance
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets, networks
-from riba.workbench import torchvision_input
+from riba.testbed.networks import torchvision_input
 
 HERE = Path(__file__).parent
 TABLE, PAGE = HERE / "speed.csv", HERE / "README.md"

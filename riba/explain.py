@@ -20,7 +20,8 @@ from riba.compare.methods import METHODS, find_method, unit
 from riba.method.network import near_matches
 from riba.show import plots
 from riba.testbed import segmentation
-from riba.workbench import NETWORKS, SCENES, Workbench, load, photo_reference
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS
+from riba.workbench import Workbench, load, photo_reference
 
 TABLE = "maps.csv"
 SETTINGS = "settings.json"
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--reference",
         type=Path,
         help="folder of a thousand or more ordinary photos for the feature statistics; needed by "
-        f"the bottlenecks of all networks but {' and '.join(SCENES)}",
+        f"the bottlenecks of all networks but {' and '.join(SCENE_NETWORKS)}",
     )
     parser.add_argument("--device", help="cuda, or cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from riba.method import network
 from riba.method.explicit import Explicit, explicit
 from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
-from riba.testbed import datasets, networks, photos, scenes, segmentation
-from riba.testbed.datasets import Preparation, Sample
+from riba.testbed import datasets, photos, scenes, segmentation
+from riba.testbed.datasets import Preparation, Sample, Scenes
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, Network
 from riba.testbed.segmentation import Photos
 
 REFERENCE_IMAGES = 1000
-"""Training scenes, or photos, that the feature statistics are taken over."""
+"""Number of training scenes, or of photos, that the feature statistics are taken over."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Reference:
     Attributes
     ----------
     dataset
-        What they are called; whatever changes the images changes it.
+        Name of the images; it changes whenever the images change.
     size
-        Their height and width in pixels.
+        Height and width of the images in pixels.
     count
-        How many there are; None: as many as can be read.
+        Number of images; None: as many as can be read.
     batches
-        Gives them as batches (B×3×H×W), when asked.
+        Returns the images as batches (B×3×H×W).
     """
 
     dataset: str
@@ -45,7 +45,7 @@ class Reference:
     batches: Callable[[], Iterable[Tensor]]
 
     def statistics(self, model: nn.Module, layer: str) -> FeatureStatistics:
-        """From the cache on disk where it has them, else fitted and kept there."""
+        """Statistics of ``layer``: read from the cache on disk, or fitted and stored there."""
         return FeatureStatistics.cached(
             model, layer, self.batches, dataset=self.dataset, count=self.count, size=self.size
         )
@@ -53,7 +53,7 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """What every method needs beside the images themselves.
+    """Everything that a method needs apart from the images that it explains.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Workbench:
     statistics
         Feature statistics of that layer; None where there were no images to take them over.
     train, validation, test
-        Sequences of :class:`riba.datasets.Sample`.
+        Sequences of :class:`riba.datasets.Sample`; ``test`` is what is explained.
     class_names
         Name of each class of the network.
     depths
@@ -72,21 +72,23 @@ class Workbench:
     top
         The last layer with maps, for Grad-CAM.
     name
-        The network's, as :func:`load` knows it.
+        Name of the network in :data:`riba.networks.NETWORKS`.
     prepare
         How pictures become input of the network.
     reference
-        Images to take the statistics of another layer over; None: there are none.
+        Images for the statistics of other layers; None: there are none.
     sets
-        Of each label of the data, its classes of the network; empty where it has no counterpart.
-        None: the labels are the network's classes.
+        For each label of the data, the classes of the network that it stands for; empty where it
+        has no counterpart. None: the labels are the network's classes.
     label_names
         Name of each label of the data.
     precision
-        Of the passes through the network while a bottleneck in it is optimised, such as
-        ``torch.bfloat16``; None: that of the weights. InputIBA and the panels do not read it.
+        Data type of the passes through the network while a bottleneck is optimised, such as
+        ``torch.bfloat16``; None: that of the weights. InputIBA and the panels do not use it.
+    others
+        Feature statistics of other layers that are known already, by layer.
     memory
-        What was computed for this workbench lately; a workbench made from it has a new one.
+        Recently computed values of this workbench; a workbench made from it has a new one.
     """
 
     model: nn.Module
@@ -112,28 +114,27 @@ class Workbench:
         cls,
         model: nn.Module,
         layer: str,
-        photos: Photos,
+        photos: Photos | Scenes,
         *,
-        reference: Photos | None = None,
+        reference: Photos | Reference | None = None,
         class_names: Sequence[str] | None = None,
         sets: Sequence[Sequence[int]] | None = None,
         depths: Sequence[str] = (),
         top: str | None = None,
-        name: str = "",
-        precision: torch.dtype | None = None,
     ) -> Workbench:
-        """A network of your own, on photos of your own.
+        """A workbench of any network and any photos.
 
         Parameters
         ----------
         model
             Images (B×3×H×W) to logits (B×classes), in evaluation mode.
         layer
-            Where the bottleneck sits.
+            Name of the bottleneck layer.
         photos
-            To be explained (``wb.test``), with the way they are prepared.
+            Samples to explain (``wb.test``), with their preparation.
         reference
-            Photos for the feature statistics, a thousand or more; by default ``photos``.
+            A thousand or more photos for the feature statistics, which also become ``wb.train``
+            and ``wb.validation``; or images without samples. By default ``photos``.
         class_names
             Name of each class of the network; by default the photos', where there are as many.
         sets
@@ -148,26 +149,28 @@ class Workbench:
         ValueError
             No such layer, near matches listed; or :meth:`FeatureStatistics.fit` refuses.
         """
-        for wanted in (layer, *depths, *filter(None, [top])):
-            network.find_layer(model, wanted)
-        reference = photos if reference is None else reference
-        images = photo_reference(reference) if len(reference) else None
+        for layer_name in (layer, *depths, top or layer):
+            network.find_layer(model, layer_name)
+        samples = photos if reference is None else reference
+        if isinstance(samples, Reference):
+            images, samples = samples, ()
+        else:
+            images = photo_reference(samples) if len(samples) else None
         return cls(
             model=model,
             layer=layer,
             statistics=images and images.statistics(model, layer),
-            train=reference,
-            validation=reference,
+            train=samples,
+            validation=samples,
             test=photos,
             class_names=tuple(class_names or _class_names(model, photos)),
-            depths=(layer, *_below(model, layer, depths)),
+            depths=(layer, *_layers_below(model, layer, depths)),
             top=top or layer,
-            name=name,
+            name="",
             prepare=photos.prepare,
             reference=images,
             sets=None if sets is None else tuple(map(tuple, sets)),
             label_names=photos.class_names,
-            precision=precision,
         )
 
     @property
@@ -177,12 +180,12 @@ class Workbench:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value a pixel can have, as the network sees it, each 3×1×1."""
+        """The lowest and the highest value of a normalised pixel, each 3×1×1."""
         return tuple(bound.to(self.device) for bound in self.prepare.bounds)
 
     @property
     def facts(self) -> dict[str, object]:
-        """What a folder of results must agree with, as JSON has it: network, layers, statistics."""
+        """Network, layers and statistics as JSON values, to identify a folder of results."""
         return {
             "model": network.fingerprint(self.model),
             "layer": self.layer,
@@ -191,25 +194,8 @@ class Workbench:
         }
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """Undo the normalisation: 3×H×W as the network sees it to H×W×3 in 0–1."""
+        """Undo the normalisation: 3×H×W network input to H×W×3 in 0–1."""
         return self.prepare.to_rgb(image)
-
-    def to(self, device: torch.device | str) -> Workbench:
-        """The same workbench with its network on another device, which moves there."""
-        return replace(self, model=self.model.to(device))
-
-    def statistics_at(self, layer: str) -> FeatureStatistics | None:
-        """Statistics."""
-        if layer == self.layer:
-            return self.statistics
-        if layer in self.others:
-            return self.others[layer]
-        return self.memory.once(("statistics", layer), lambda: self.at(layer).statistics)
-
-    def explicit(self, layers: Sequence[str], images: Tensor) -> Explicit:
-        """Form."""
-        key = ("explicit", tuple(layers), tuple(images.shape[1:]))
-        return self.memory.put(key, explicit(self.model, layers, images, self.memory.get(key)))
 
     def at(self, layer: str) -> Workbench:
         """The same workbench with the bottleneck at another layer.
@@ -217,25 +203,57 @@ class Workbench:
         Raises
         ------
         ValueError
-            No such layer, near matches listed; or there are no images to take statistics over.
+            No such layer, near matches listed; or as :meth:`statistics_at`.
         """
         network.find_layer(self.model, layer)
-        if self.reference is None:
-            raise ValueError(NO_STATISTICS.format(layer))
-        known = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
+        depths = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
         return replace(
             self,
             layer=layer,
-            statistics=self.reference.statistics(self.model, layer),
-            depths=(layer, *_below(self.model, layer, known)),
+            statistics=self.statistics_at(layer),
+            depths=(layer, *_layers_below(self.model, layer, depths)),
         )
+
+    def statistics_at(self, layer: str) -> FeatureStatistics | None:
+        """Feature statistics of any layer; those of ``self.layer`` may be None.
+
+        Raises
+        ------
+        ValueError
+            The statistics of this layer are not known, and there are no images to fit them on.
+        """
+        if layer == self.layer:
+            return self.statistics
+        if layer in self.others:
+            return self.others[layer]
+        if self.reference is None:
+            raise ValueError(
+                f"no images to take feature statistics of {layer} over: load the workbench with "
+                "data=, or pass photos to Workbench.of"
+            )
+        fit = partial(self.reference.statistics, self.model, layer)
+        return self.memory.once(("statistics", layer), fit)
+
+    def explicit(self, layers: Sequence[str], images: Tensor) -> Explicit:
+        """The explicit form of the network, cut behind ``layers``, for images (B×3×H×W).
+
+        Raises
+        ------
+        ValueError
+            As :func:`riba.method.explicit.explicit`.
+        """
+        key = ("explicit", tuple(layers), tuple(images.shape))
+        return self.memory.put(key, explicit(self.model, layers, images, self.memory.get(key)))
 
     def classes(self, label: int) -> tuple[int, ...]:
         """Classes of the network that a label of the data stands for; may be empty."""
         return (label,) if self.sets is None else self.sets[label]
 
     def targets(self, labels: Sequence[int] | Tensor) -> Tensor:
-        """What to explain for labels of the data: B class numbers, or B×classes bool for sets.
+        """Targets of labels of the data: B class numbers, or B×classes bool where there are sets.
+
+        Of a set of classes, the logsumexp of their logits is explained
+        (:func:`riba.network.class_logit`).
 
         Raises
         ------
@@ -244,127 +262,24 @@ class Workbench:
         """
         if self.sets is None:
             return torch.as_tensor(labels)
-        return segmentation.as_targets(
-            [self.label_names[label] for label in labels],
-            dict(zip(self.label_names, self.sets, strict=True)),
-            len(self.class_names),
-        )
+        targets = torch.zeros(len(labels), len(self.class_names), dtype=torch.bool)
+        for row, label in zip(targets, labels, strict=True):
+            if not self.sets[label]:
+                name = self.label_names[label]
+                raise ValueError(f"{name!r} has no counterpart in this network: omit its samples")
+            row[list(self.sets[label])] = True
+        return targets
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Class probabilities, B×classes, on the device of the images."""
-        there = images.to(self.device)
-        network.check_images(self.model, there)
-        with network.errors_in_words(there):
-            return self.model(there).softmax(dim=1).to(images.device)
+        inputs = images.to(self.device)
+        network.check_images(self.model, inputs)
+        with network.errors_in_words(inputs):
+            return self.model(inputs).softmax(dim=1).to(images.device)
 
 
-NO_STATISTICS = (
-    "no images to take feature statistics of {} over: load the workbench with data=, "
-    "or pass photos to Workbench.of"
-)
-
-# --- networks by name ----------------------------------------------------------------------------
-
-
-Input = tuple[Preparation, tuple[str, ...]]
-"""How pictures become input of a network, and the names of its classes."""
-
-
-def torchvision_input(name: str, weights: Path | str | None = None) -> Input:
-    """How pictures become input of a network of torchvision, and the names of its classes.
-
-    Parameters
-    ----------
-    weights
-        Name of published weights; for a file of weights, or None, the first published ones count.
-
-    Raises
-    ------
-    ValueError
-        These weights have no classes: they are of the layers below alone.
-    """
-    published = {entry.name: entry for entry in get_model_weights(name)}
-    chosen = published.get(str(weights), next(iter(published.values())))
-    if not chosen.meta.get("categories"):
-        raise ValueError(f"{weights} of {name} know no classes: take {next(iter(published))}")
-    return Preparation.of(chosen.transforms()), tuple(chosen.meta["categories"])
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network that :func:`load` knows: how it is built, and where its bottlenecks sit.
-
-    Attributes
-    ----------
-    build
-        From a weights file.
-    weights
-        The bundled file; None where there is none.
-    depths, top
-        As in :class:`Workbench`; the first of the depths is the default layer.
-    input
-        Of photos, by weights; None: the network takes drawn scenes.
-    """
-
-    build: Callable[[Path | str | None], nn.Module]
-    weights: Path | None
-    depths: tuple[str, ...]
-    top: str
-    input: Callable[[Path | str | None], Input] | None = None
-
-
-def _of_torchvision(name: str, depths: Sequence[str], top: str) -> Network:
-    build, named = partial(networks.torchvision_network, name), partial(torchvision_input, name)
-    return Network(build, None, tuple(depths), top, named)
-
-
-SCENES = {
-    "scenenet": Network(
-        networks.scenenet,
-        networks.SCENENET_WEIGHTS,
-        networks.SCENENET_DEPTHS,
-        networks.SCENENET_TOP,
-    ),
-    "small-resnet": Network(
-        networks.small_resnet, None, ("features.5", "features.4", "features.3"), "features.6"
-    ),
-}
-"""Networks of the procedural scenes, by name."""
-
-IMAGENET = {
-    name: _of_torchvision(name, (f"features.{conv}", *(f"features.{k}" for k in relus)), top)
-    for name, conv, relus, top in (
-        ("vgg11", 11, (9, 7, 4), "features.19"),
-        ("vgg11_bn", 16, (13, 10, 6), "features.27"),
-        ("vgg13", 15, (13, 11, 8), "features.23"),
-        ("vgg13_bn", 22, (19, 16, 12), "features.33"),
-        ("vgg16", 17, (15, 11, 8), "features.29"),
-        ("vgg16_bn", 25, (22, 16, 12), "features.42"),
-        ("vgg19", 19, (17, 11, 8), "features.35"),
-        ("vgg19_bn", 28, (25, 16, 12), "features.51"),
-    )
-} | {
-    name: _of_torchvision(name, ("layer2", "layer1", "relu"), "layer4")
-    for name in (
-        *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
-    )
-}
-"""Networks of torchvision, by name. The layer is the published one for VGG16 (conv4_1, stride 8)
-and its like elsewhere; the depths mirror the bundled network's, and were not chosen on photos."""
-
-LITE0 = "efficientnet-lite0"
-REAL = {
-    LITE0: Network(
-        *(networks.efficientnet_lite0, None, ("blocks.4", "blocks.2", "blocks.1"), "bn2"),
-        lambda weights: (photos.LITE0, torchvision_input("resnet50")[1]),
-    )
-}
-"""The network of ImageNet whose weights an installation brings; its depths, at strides 16, 8 and 4,
-were not chosen on photos either."""
-
-NETWORKS = SCENES | REAL | IMAGENET
+# --- a network by name ---------------------------------------------------------------------------
 
 
 def load(
@@ -378,29 +293,30 @@ def load(
     device: torch.device | str | None = None,
     precision: torch.dtype | None = None,
 ) -> Workbench:
-    """A workbench ready to explain; statistics are fitted once and cached on disk.
+    """A workbench for a network by name; its statistics are fitted once and cached on disk.
 
     Parameters
     ----------
     name
         ``"scenenet"``, the bundled network on procedural scenes; ``"small-resnet"``, which needs
-        ``weights`` of your own training; ``"efficientnet-lite0"``, an ImageNet network that the
-        installation brings, on a few photos; or a VGG or ResNet of torchvision (``"vgg16"``,
-        ``"resnet50"``, …; :data:`NETWORKS` has all). For another network: :meth:`Workbench.of`.
+        ``weights`` that you trained; ``"efficientnet-lite0"``, an ImageNet network whose weights
+        are installed, on a few photos; or a VGG or ResNet of torchvision (``"vgg16"``,
+        ``"resnet50"``, …; :data:`riba.networks.NETWORKS` has all). For another network:
+        :meth:`Workbench.of`.
     layer
-        Where the bottleneck sits; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
+        Name of the bottleneck layer; scenenet's ``features.6``, ``.9``, ``.11`` and ``.14`` have
         stride 2, 4, 4 and 8. VGG16's default is ``features.17``, ResNet's ``layer2``.
     weights
         A file of weights in place of the bundled ones or torchvision's; for a network of
         torchvision also the name of published weights (``"IMAGENET1K_V1"`` is the default).
     model
-        A network of the same kind to use as it is.
+        A network of the same architecture, used as it is, in place of a new one.
     data, root
         Photos for a network of torchvision: ``"voc"``, ``"pet"``, or ``"imagenet-s"``, and the
-        folder that holds them (``data/README.md``); or what :mod:`riba.segmentation` gives.
-        Without them nothing that needs feature statistics works.
+        folder that holds them (``data/README.md``); or :class:`riba.segmentation.Photos`.
+        Without them, methods that need feature statistics are refused.
     device
-        Where to put the network: ``"cuda"``; by default it stays where it is.
+        Device that the network is moved to, such as ``"cuda"``; by default it is not moved.
     precision
         As in :class:`Workbench`.
 
@@ -408,92 +324,90 @@ def load(
     ------
     ValueError
         Unknown name, layer or data; a network that is not bundled and no weights; data for the
-        bundled network; the statistics cached for it are of something else.
+        bundled network; a device that this machine lacks; wrong statistics in the cache.
     FileNotFoundError
         The weights are missing, or the data.
     """
-    if name not in NETWORKS:
-        near = network.near_matches(name, NETWORKS)
-        raise ValueError(f"no workbench called {name!r}; {near} (riba.workbench.NETWORKS has all)")
-    known = NETWORKS[name]
-    if name in SCENES and data is not None:
-        raise ValueError(f"{name} knows drawn scenes only: for photos load {LITE0} or another")
-    named = known.input and known.input(weights)
-    if model is None:  # in this memory format convolutions are a third faster on a CPU
-        weights = weights or known.weights
-        if weights is None and name == "small-resnet":
-            raise ValueError(
-                f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
-                "and pass weights=FILE"
-            )
-        model = known.build(weights).to(memory_format=torch.channels_last)
+    known = _known_network(name, data)
+    prepare, class_names = known.input(weights)
+    if model is None:
+        model = _build(name, weights)
     if device is not None:
-        try:
-            model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
+        _move(model, device)
     layer = known.depths[0] if layer is None else layer
     network.find_layer(model, layer)
-    if named is not None:
-        return _on_photos(name, model, layer, named, data, root, precision)
-    reference = scene_reference()
-    return Workbench(
-        model=model,
-        layer=layer,
-        statistics=reference.statistics(model, layer),
-        train=datasets.Scenes("train", 20_000),
-        validation=datasets.Scenes("validation", 1000),
-        test=datasets.Scenes("test", 1000),
-        class_names=scenes.CLASS_NAMES,
-        depths=(layer, *_below(model, layer, known.depths)),
-        top=known.top,
-        name=name,
-        reference=reference,
-        precision=precision,
-    )
-
-
-def _on_photos(
-    name: str,
-    model: nn.Module,
-    layer: str,
-    named: Input,
-    data: str | Photos | None,
-    root: Path | str | None,
-    precision: torch.dtype | None,
-) -> Workbench:
-    prepare, class_names = named
-    known = NETWORKS[name]
-    settings = {"depths": known.depths, "top": known.top, "name": name, "precision": precision}
-    settings["class_names"] = class_names
-    if data is None and name in REAL:
-        test, reference = photos.examples(class_names), crop_reference()
-        bare = Workbench.of(model, layer, test[:0], **settings)
-        stats = reference.statistics(model, layer)
-        return replace(bare, test=test, reference=reference, statistics=stats)
-    if data is None:
-        return Workbench.of(
-            model, layer, Photos([], prepare, class_names, segmentation.silhouette), **settings
-        )
-    test = reference = data
-    if not isinstance(data, Photos):
+    if isinstance(data, Photos):
+        test = reference = data
+    elif data is not None:
         test, reference = segmentation.splits(data, root, prepare)
-    sets = segmentation.sets_of(test)
-    return Workbench.of(model, layer, test, reference=reference, sets=sets, **settings)
+    else:
+        test, reference = _default_images(name, prepare, class_names)
+    wb = Workbench.of(
+        model,
+        layer,
+        test,
+        reference=reference,
+        class_names=class_names,
+        sets=None if data is None else segmentation.sets_of(test),
+        depths=known.depths,
+        top=known.top,
+    )
+    wb = replace(wb, name=name, precision=precision)
+    if name in SCENE_NETWORKS:
+        train, validation = Scenes("train", 20_000), Scenes("validation", 1000)
+        return replace(wb, train=train, validation=validation)
+    return wb
 
 
-def _class_names(model: nn.Module, photos: Photos) -> tuple[str, ...]:
-    """The photos' names of classes if they may be the network's, else numbers."""
+def _known_network(name: str, data: str | Photos | None) -> Network:
+    if name not in NETWORKS:
+        near = network.near_matches(name, NETWORKS)
+        raise ValueError(f"no workbench called {name!r}; {near} (riba.networks.NETWORKS has all)")
+    if name in SCENE_NETWORKS and data is not None:
+        raise ValueError(f"{name} knows drawn scenes only: load another network for photos")
+    return NETWORKS[name]
+
+
+def _build(name: str, weights: Path | str | None) -> nn.Module:
+    if weights is None and name == "small-resnet":
+        raise ValueError(
+            f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
+            "and pass weights=FILE"
+        )
+    build = NETWORKS[name].build
+    model = build() if weights is None else build(weights)
+    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+
+def _move(model: nn.Module, device: torch.device | str) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
+
+
+def _default_images(
+    name: str, prepare: Preparation, class_names: tuple[str, ...]
+) -> tuple[Photos | Scenes, Reference | None]:
+    """Samples to explain and reference images where no data were passed."""
+    if name in SCENE_NETWORKS:
+        return Scenes("test", 1000), scene_reference()
+    if name == "efficientnet-lite0":
+        return photos.examples(class_names), crop_reference()
+    return Photos([], prepare, class_names, segmentation.silhouette), None
+
+
+def _class_names(model: nn.Module, photos: Photos | Scenes) -> tuple[str, ...]:
+    """Class names of the photos where the network has as many classes, else numbers."""
     image = torch.zeros(1, 3, photos.prepare.crop, photos.prepare.crop)
     with torch.no_grad():
-        classes = model(image.to(network.device_of(model))).shape[1]
-    if len(photos.class_names) == classes:
-        return photos.class_names
-    return tuple(f"class {number}" for number in range(classes))
+        count = model(image.to(network.device_of(model))).shape[1]
+    numbered = tuple(f"class {number}" for number in range(count))
+    return photos.class_names if len(photos.class_names) == count else numbered
 
 
-def _below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
+def _layers_below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
     """Those of ``depths`` that lie below ``layer``."""
     order = network.layer_names(model).index
     return [name for name in depths if order(name) < order(layer)]
@@ -503,7 +417,7 @@ def _below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
 
 
 def scene_reference() -> Reference:
-    """The first training scenes."""
+    """The first thousand training scenes."""
     dataset = f"scenes-train-{datasets.drawing_code()}"
     return Reference(dataset, scenes.SIZE, REFERENCE_IMAGES, reference_images)
 
@@ -511,18 +425,18 @@ def scene_reference() -> Reference:
 def reference_images() -> list[Tensor]:
     """The reference scenes as batches of network input."""
     pictures = datasets.drawn("train", REFERENCE_IMAGES).images
-    batches = [pictures[row : row + 100] for row in range(0, len(pictures), 100)]
-    return [torch.stack([datasets.SCENES.normalise(p) for p in rows]) for rows in batches]
+    images = torch.stack([datasets.SCENES.normalise(picture) for picture in pictures])
+    return list(images.split(100))
 
 
 def crop_reference() -> Reference:
-    """A thousand crops of the photos that an installation brings."""
-    dataset = f"crops-{photos.digest()}"
+    """A thousand crops of the photographs of scikit-image."""
     crops = partial(photos.crops, REFERENCE_IMAGES)
-    return Reference(dataset, photos.LITE0.crop, REFERENCE_IMAGES, crops)
+    return Reference(f"crops-{photos.digest()}", photos.LITE0.crop, REFERENCE_IMAGES, crops)
 
 
 def photo_reference(photos: Photos) -> Reference:
     """Up to a thousand photos, evenly spread over ``photos``."""
-    some = photos.spread(REFERENCE_IMAGES)
-    return Reference(some.digest(), photos.prepare.crop, None, partial(segmentation.batches, some))
+    chosen = photos.spread(REFERENCE_IMAGES)
+    batches = partial(segmentation.batches, chosen)
+    return Reference(chosen.digest(), photos.prepare.crop, None, batches)

@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.models import get_model
 
 import riba
-from riba import workbench
 from riba.compare import evaluation
 from riba.method import network
 from riba.show import panels
@@ -64,23 +63,23 @@ def wb(home, voc, weights):
 # --- networks of torchvision ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in workbench.IMAGENET if name.startswith("vgg")])
+@pytest.mark.parametrize("name", [name for name in networks.IMAGENET if name.startswith("vgg")])
 def test_layers_of_every_vgg_are_what_they_are_meant_to_be(name):
     with torch.device("meta"):
         features = get_model(name).features
     pools = [k for k, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
-    layer, *relus = (int(depth.split(".")[1]) for depth in workbench.NETWORKS[name].depths)
+    layer, *relus = (int(depth.split(".")[1]) for depth in networks.NETWORKS[name].depths)
     assert layer == pools[2] + (2 if name.endswith("bn") else 1)  # after the fourth block's first
     third = [k for k in range(pools[1], pools[2]) if isinstance(features[k], nn.ReLU)]
     assert relus == [third[-1], third[0], pools[1] - 1]
-    assert workbench.NETWORKS[name].top == f"features.{pools[4] - 1}"
+    assert networks.NETWORKS[name].top == f"features.{pools[4] - 1}"
 
 
-@pytest.mark.parametrize("name", [n for n in workbench.IMAGENET if not n.startswith("vgg")])
+@pytest.mark.parametrize("name", [n for n in networks.IMAGENET if not n.startswith("vgg")])
 def test_layers_of_every_resnet_exist(name):
     with torch.device("meta"):
         model = get_model(name)
-        for layer in (*workbench.NETWORKS[name].depths, workbench.NETWORKS[name].top):
+        for layer in (*networks.NETWORKS[name].depths, networks.NETWORKS[name].top):
             network.find_layer(model, layer)
         assert network.run_until(model.eval(), "layer2", torch.zeros(1, 3, 64, 64)).shape[-1] == 8
 
@@ -207,7 +206,7 @@ def test_damaged_cached_weights_are_named(hub):
 
 
 def test_pictures_are_prepared_for_the_weights_that_were_asked_for():
-    sizes = [workbench.torchvision_input("resnet50", f"IMAGENET1K_V{k}")[0].resize for k in (1, 2)]
+    sizes = [networks.torchvision_input("resnet50", f"IMAGENET1K_V{k}")[0].resize for k in (1, 2)]
     assert sizes == [256, 232]
     with pytest.raises(ValueError, match="IMAGENET1K_FEATURES of vgg16 know no classes"):
         riba.load("vgg16", weights="IMAGENET1K_FEATURES")
@@ -248,6 +247,15 @@ def test_samples_are_chosen_by_their_set_of_classes(wb):
     assert [sample.name for sample in kept] == ["2007_000001-bird"]
     assert passed["wrong class"] == 2
     assert passed["no such class in the network"] == 1
+
+
+def test_labels_become_sets_of_classes(wb):
+    index = segmentation.VOC_CLASSES.index
+    targets = wb.targets([index("cow"), index("cat")])
+    assert targets[0].nonzero().flatten().tolist() == [345]
+    assert targets[1].nonzero().flatten().tolist() == [281, 282, 283, 284, 285]
+    with pytest.raises(ValueError, match="'person' has no counterpart"):
+        wb.targets([index("person")])
 
 
 def test_the_prediction_can_be_explained_in_place_of_the_label(wb, tmp_path):

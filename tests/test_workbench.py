@@ -1,5 +1,6 @@
 """The workbench hands out what it promises, and what is cached is what would be computed anew."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -131,6 +132,28 @@ def test_statistics_are_fitted_once_for_a_network(wb, monkeypatch):
     monkeypatch.setattr(datasets, "drawing_code", lambda: "other")
     with pytest.raises(AssertionError, match="computed"):
         riba.load()
+
+
+def test_statistics_of_other_layers_are_fitted_once_or_known(wb):
+    bench = replace(wb)
+    assert bench.statistics_at(wb.layer) is wb.statistics
+    lower = bench.statistics_at("features.6")
+    assert lower.layer == "features.6"
+    assert bench.statistics_at("features.6") is lower
+    assert bench.at("features.6").statistics is lower
+    known = replace(wb, reference=None, others={"features.6": lower})
+    assert known.statistics_at("features.6") is lower
+    assert known.at("features.6").statistics is lower
+    with pytest.raises(ValueError, match=r"no images to take feature statistics of features\.9"):
+        known.statistics_at("features.9")
+
+
+def test_the_explicit_form_computes_the_logits(wb):
+    images = torch.stack([wb.test[0].image, wb.test[1].image])
+    for _ in range(2):
+        head, tail = wb.explicit(["features.14"], images).parts
+        features, *others = head(images)
+        torch.testing.assert_close(tail(features, *others)[0], wb.model(images))
 
 
 # --- drawings kept on disk -----------------------------------------------------------------------

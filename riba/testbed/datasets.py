@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms import functional
 
 from riba import progress, storage
 from riba.storage import DATA
@@ -30,13 +31,13 @@ class Sample:
     image
         3×H×W float, normalised as the network expects.
     label
-        Class number; None where nobody has said what the image shows.
+        Class number; None where it is unknown.
     mask
-        H×W bool, True on the object; None where there is none to judge by.
+        H×W bool, True on the object; None where there is no mask.
     other
         H×W bool, True on objects of other classes; None where there are none.
     name
-        What the image is called, the same in every run and for every object in it.
+        Name of the image, the same in every run and for every object in it.
     void
         H×W bool, True on pixels that are left out of every localisation metric; None: none.
     """
@@ -50,7 +51,7 @@ class Sample:
 
 
 class Scenes(Sequence):
-    """A split of the procedural scenes as samples; drawn when asked for, never stored.
+    """A split of the procedural scenes as samples; each is drawn when it is read, never stored.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class Scenes(Sequence):
     count
         How many scenes the sequence holds.
     target
-        Which object is the sample's own where a scene has several.
+        Which object of a scene with several is the sample's target.
     variant
         Arguments of :func:`riba.scenes.draw`: ``evidence``, ``others``, ``shortcut``.
 
@@ -70,16 +71,12 @@ class Scenes(Sequence):
     """
 
     def __init__(self, split: str, count: int, *, target: int = 0, **variant: object) -> None:
-        if split not in scenes.SPLITS:
-            raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
-        seeds = scenes.SPLITS[split]
-        if not 1 <= count <= len(seeds):
-            raise ValueError(f"count must be 1 to {len(seeds)}, got {count}")
-        objects = 1 + variant.get("others", 0)
-        if not 0 <= target < objects:
-            raise ValueError(f"target must be 0 to {objects - 1}, got {target}")
-        self.seeds = seeds[:count]
+        last = variant.get("others", 0)
+        if not 0 <= target <= last:
+            raise ValueError(f"target must be 0 to {last}, got {target}")
+        self.seeds = _seeds(split, count)
         self.target, self.variant = target, variant
+        self.prepare, self.class_names = SCENES, scenes.CLASS_NAMES
         settings = [f"{key}={value}" for key, value in sorted(variant.items())]
         self.name = "-".join([split, *settings])
 
@@ -103,8 +100,18 @@ class Scenes(Sequence):
         return scenes.draw(self.seeds[index], **self.variant)
 
 
+def _seeds(split: str, count: int, start: int = 0) -> range:
+    """Seeds of ``count`` scenes of a split, from scene ``start`` on."""
+    if split not in scenes.SPLITS:
+        raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
+    seeds = scenes.SPLITS[split][start:]
+    if not 1 <= count <= len(seeds):
+        raise ValueError(f"count must be 1 to {len(seeds)}, got {count}")
+    return seeds[:count]
+
+
 class Chosen(Sequence):
-    """Some samples of other sequences, in an order of their own; read when asked for.
+    """Selected samples of other sequences, in any order; each is read when it is indexed.
 
     Parameters
     ----------
@@ -113,7 +120,7 @@ class Chosen(Sequence):
     """
 
     def __init__(self, places: Sequence[tuple[Sequence[Sample], int]]) -> None:
-        self.places = list(places)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.places)
@@ -127,16 +134,15 @@ class Chosen(Sequence):
         return samples[place]
 
 
-# --- photos of one's own -------------------------------------------------------------------------
+# --- picture files --------------------------------------------------------------------------------
 
 LARGEST_PHOTO = 80_000_000
-"""Pixels beyond which a photo is refused: it would fill the memory before anything is seen."""
+"""Pixels beyond which a picture is refused, because decoding it would fill the memory."""
 
 
-def read_photo(path: Path | str) -> np.ndarray:
-    """Any picture that Pillow can read, upright, as H×W×3 uint8.
-
-    Turned as its EXIF data says; greys become colours, transparent parts white.
+@contextlib.contextmanager
+def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
+    """A picture file, opened with Pillow; ``kind`` says in errors what it is: a photo, a mask.
 
     Raises
     ------
@@ -147,15 +153,15 @@ def read_photo(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no photo at {path}: check the path")
+        raise FileNotFoundError(f"no {kind} at {path}: check the path")
     try:
-        with Image.open(path) as photo:
-            if photo.width * photo.height > LARGEST_PHOTO:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > LARGEST_PHOTO:
                 raise ValueError(
-                    f"{path.name} has {photo.width}×{photo.height} pixels, at most "
+                    f"{path.name} has {picture.width}×{picture.height} pixels, at most "
                     f"{LARGEST_PHOTO:,} can be read: make it smaller first"
                 )
-            return _upright(photo)
+            yield picture
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path.name} has far too many pixels: make it smaller first") from error
     except UnidentifiedImageError as error:
@@ -166,29 +172,38 @@ def read_photo(path: Path | str) -> np.ndarray:
         raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
 
 
-def _upright(photo: Image.Image) -> np.ndarray:
-    photo = ImageOps.exif_transpose(photo)
-    if photo.mode.startswith("I"):  # 16 bits
-        photo = photo.point(lambda value: value / 256).convert("L")
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-    return np.array(photo.convert("RGB"))
+def read_photo(path: Path | str) -> np.ndarray:
+    """Any picture that Pillow can read, upright, as H×W×3 uint8.
+
+    Turned as its EXIF data says; greys become colours, transparent parts white.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`open_picture`.
+    """
+    with open_picture(path, "photo") as photo:
+        upright = ImageOps.exif_transpose(photo)
+        if upright.mode.startswith("I"):  # 16 bits
+            upright = upright.point(lambda value: value / 256).convert("L")
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return np.array(upright.convert("RGB"))
 
 
-# --- as a network takes them ---------------------------------------------------------------------
+# --- preparation for a network -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures become network input: a square from the middle, resized, normalised.
+    """How pictures become network input: resized, centre-cropped and normalised by torchvision.
 
     Attributes
     ----------
     resize, crop
-        The shorter side is resized to ``resize`` pixels, the middle ``crop`` × ``crop`` kept, as
-        torchvision's weights were evaluated; done in one step, so that a very wide picture takes
-        no memory.
+        The shorter side is resized to ``resize`` pixels, then the central ``crop`` × ``crop``
+        pixels are cut out, as in the transforms of torchvision's weights.
     mean, std
         Of the normalisation, per colour.
     interpolation
@@ -210,13 +225,24 @@ class Preparation:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value a pixel can have after it, each 3×1×1."""
+        """The lowest and the highest value of a normalised pixel, each 3×1×1."""
         mean, std = self._moments()
         return (0 - mean) / std, (1 - mean) / std
 
     def square(self, picture: np.ndarray) -> np.ndarray:
-        """H×W×3 uint8 to crop×crop×3 uint8: what the network sees."""
-        return np.array(self._square(Image.fromarray(picture), self.interpolation))
+        """A picture (H×W×3 uint8) or a mask (H×W numbers) to crop×crop.
+
+        Colours are interpolated; each pixel of a mask takes the number of the nearest pixel.
+        """
+        interpolation = self.interpolation
+        if picture.ndim == 2:
+            picture, interpolation = picture.astype(np.int32), Image.Resampling.NEAREST
+        image = Image.fromarray(picture)
+        longest = 4 * min(image.size)  # resizing a very long picture would take much memory
+        height, width = (min(length, longest) for length in picture.shape[:2])
+        image = functional.center_crop(image, [height, width])
+        image = functional.resize(image, [self.resize], interpolation)
+        return np.array(functional.center_crop(image, [self.crop]))
 
     def normalise(self, picture: np.ndarray) -> Tensor:
         """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged."""
@@ -228,11 +254,6 @@ class Preparation:
         """H×W×3 uint8 to 3×crop×crop float, normalised."""
         return self.normalise(self.square(picture))
 
-    def codes(self, mask: np.ndarray) -> np.ndarray:
-        """H×W whole numbers to crop×crop; every pixel keeps the number of one below it."""
-        square = self._square(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-        return np.array(square)
-
     def to_rgb(self, image: Tensor) -> Tensor:
         """Undo the normalisation: …×3×H×W to …×H×W×3 in 0–1, on the CPU."""
         mean, std = self._moments()
@@ -241,14 +262,9 @@ class Preparation:
     def _moments(self) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
 
-    def _square(self, picture: Image.Image, how: Image.Resampling) -> Image.Image:
-        side = min(picture.size) * self.crop / self.resize
-        left, top = ((length - side) / 2 for length in picture.size)
-        return picture.resize((self.crop, self.crop), how, (left, top, left + side, top + side))
-
 
 MEAN, STD = 0.5, 0.25
-"""The bundled network takes (rgb − 0.5) / 0.25, for rgb in 0–1."""
+"""Normalisation of the bundled network: (rgb − 0.5) / 0.25, for rgb in 0–1."""
 SCENES = Preparation(scenes.SIZE, scenes.SIZE, (MEAN,) * 3, (STD,) * 3)
 """How pictures become input of the bundled network."""
 
@@ -262,7 +278,7 @@ def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-# --- many scenes at once, kept on disk -------------------------------------------------------
+# --- many scenes at once, stored on disk -----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -294,43 +310,35 @@ def drawn(
     variant
         As for :func:`riba.scenes.draw`.
 
-    The cache lies in ``data/cache`` under a key of the arguments and of the drawing code, so that
-    changed code never meets old pictures; an unreadable file is drawn anew.
+    The cache lies in ``data/cache`` under a key of the arguments and of :func:`drawing_code`, so
+    that pictures of older code are never used; an unreadable file is drawn anew.
     """
-    if split not in scenes.SPLITS:
-        raise ValueError(f"no split {split!r}: choose one of {', '.join(scenes.SPLITS)}")
-    if not 0 <= start < start + count <= len(scenes.SPLITS[split]):
-        raise ValueError(f"{split} has {len(scenes.SPLITS[split])} scenes, not {start + count}")
-    seeds = list(scenes.SPLITS[split][start : start + count])
-    path = DATA / "cache" / f"scenes-{_key(split, count, start, picture, variant)}.npz"
-    with contextlib.suppress(Exception), np.load(path) as kept:  # damage raises in many ways
-        return Drawn(kept["images"], kept["labels"], kept["masks"])
-    label = "drawing scenes"
-    one = functools.partial(_drawn_one, picture=picture, variant=variant)
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            rows = list(progress.track(pool.map(one, seeds, chunksize=32), label, count))
-    else:
-        rows = list(progress.track(map(one, seeds), label, count))
-    images, labels, masks = (np.stack(column) for column in zip(*rows, strict=True))
+    seeds = _seeds(split, count, start)
+    key = json.dumps([drawing_code(), split, count, start, picture, variant], sort_keys=True)
+    path = DATA / "cache" / f"scenes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    with contextlib.suppress(Exception), np.load(path) as stored:  # damage raises in many ways
+        return Drawn(**stored)
+    draw = functools.partial(_draw_one, picture=picture, variant=variant)
+    with ProcessPoolExecutor(workers) as pool:  # starts no process before its first task
+        scene_rows = pool.map(draw, seeds, chunksize=32) if workers > 1 else map(draw, seeds)
+        rows = list(progress.track(scene_rows, "drawing scenes", count))
+    result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.whole(path) as part, part.open("wb") as file:
-        np.savez(file, images=images, labels=labels, masks=masks)
-    return Drawn(images, labels, masks)
+        np.savez(file, **vars(result))
+    return result
 
 
-def _drawn_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
+def _draw_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
     scene = scenes.draw(seed, **variant)
     return getattr(scene, picture), np.array(scene.labels), scene.masks[0]
 
 
 def drawing_code() -> str:
     """Hash of the code that draws the scenes: 12 hexadecimal digits."""
-    source = Path(scenes.__file__)
-    files = sorted(source.parent.glob("*.py")) if source.name == "__init__.py" else [source]
+    return files_hash(sorted(Path(scenes.__file__).parent.glob("*.py")))
+
+
+def files_hash(files: Sequence[Path]) -> str:
+    """Hash of the content of files: 12 hexadecimal digits."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-def _key(*arguments: object) -> str:
-    text = json.dumps([drawing_code(), *arguments], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,11 +1,10 @@
-"""Photographs that an installation brings: five to explain, and crops for feature statistics.
+"""Photographs that come with scikit-image: five to explain, and crops for feature statistics.
 
-They are scikit-image's (public domain or CC0; its ``data/README.txt`` has each source).
+They are in the public domain or CC0; scikit-image's ``data/README.txt`` names each source.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,13 +26,13 @@ EXAMPLES = {
     "astronaut": "astronaut.png",
 }
 """Files of the photographs to explain, by what they show."""
-TEXTURES = ("brick.png", "grass.png", "gravel.png")
-"""Three more for the feature statistics."""
+FILES = [FOLDER / file for file in (*EXAMPLES.values(), "brick.png", "grass.png", "gravel.png")]
+"""Files of all eight photographs for the feature statistics: the five and three textures."""
 CROPS = 1000
 BATCH = 10
-"""Crops that go through the network together: on a CPU more are slower."""
+"""Crops in one batch: larger batches are slower on a CPU."""
 LITE0 = Preparation(256, 224, (0.5,) * 3, (0.5,) * 3, Image.Resampling.BICUBIC)
-"""How EfficientNet-Lite0 was trained to see pictures."""
+"""Preparation with which EfficientNet-Lite0 was trained."""
 
 
 def examples(class_names: Sequence[str] = ()) -> Photos:
@@ -49,7 +48,7 @@ def crops(count: int = CROPS, seed: int = 0) -> Iterator[Tensor]:
     thousand photographs: the spread between pictures is understated, and those to be explained are
     among them.
     """
-    pictures = [Image.fromarray(datasets.read_photo(FOLDER / file)) for file in _files()]
+    pictures = [Image.fromarray(datasets.read_photo(file)) for file in FILES]
     draw = torch.Generator().manual_seed(seed)
     batch = []
     for place in range(count):
@@ -69,9 +68,4 @@ def crops(count: int = CROPS, seed: int = 0) -> Iterator[Tensor]:
 
 def digest() -> str:
     """Hash of the photographs and of this code: whatever changes the crops changes it."""
-    files = [FOLDER / file for file in _files()] + [Path(__file__)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-def _files() -> list[str]:
-    return [*EXAMPLES.values(), *TEXTURES]
+    return datasets.files_hash([*FILES, Path(__file__)])

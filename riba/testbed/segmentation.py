@@ -1,8 +1,9 @@
 """Photos on disk with segmentation masks: VOC 2012, Oxford-IIIT Pet, ImageNet-S, or your own.
 
-Every loader gives a sequence of :class:`riba.datasets.Sample`. Image and mask are cropped and
-resized alike; pixels that a data set calls unclear become ``void`` and count in no metric. Nothing
-is downloaded: ``data/README.md`` says where each data set is to be had and how it must lie.
+Every loader returns :class:`Photos`, a sequence of :class:`riba.datasets.Sample`. Image and mask
+are resized and cropped alike; pixels that a data set leaves unlabelled become ``void`` and count in
+no metric. Nothing is downloaded: ``data/README.md`` says where each data set is found and which
+folders it must have.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from riba import progress
 from riba.method.network import near_matches
@@ -26,15 +27,12 @@ from riba.storage import DATA
 from riba.testbed import datasets
 from riba.testbed.datasets import Preparation
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
-BACKGROUND, VOID = 0, 255
-"""Codes in masks as VOC has them: nothing, and unclear."""
-IGNORED = 1000
-"""Code of unclear pixels in ImageNet-S, where 255 is a class."""
+_VOC_WEIGHTS = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+VOC_CLASSES = tuple(_VOC_WEIGHTS.meta["categories"][1:])
+"""The twenty classes, without the background that torchvision lists first."""
+BACKGROUND, VOID = 0, 1000
+"""Codes of pixels without an object and of unlabelled pixels, as ImageNet-S has them."""
+HELP = "its layout is described in data/README.md"
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -43,16 +41,16 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one sample lies.
+    """Files and class of one sample.
 
     Attributes
     ----------
     name
         As in the data set.
     image, mask
-        Their files; a photo of one's own may have no mask.
+        Files of photo and mask; None: there is no mask.
     label
-        Class number; None where nobody has said what the photo shows.
+        Class number; None where it is unknown.
     code
         Number of the object's pixels in the mask.
     """
@@ -64,35 +62,29 @@ class Entry:
     code: int = 1
 
 
+@dataclass(frozen=True, eq=False)
 class Photos(Sequence):
-    """Samples from image and mask files, read when asked for.
+    """Samples from image and mask files; each is read when it is indexed.
 
-    Parameters
+    Attributes
     ----------
     entries
-        What there is.
+        Files and class of each sample.
     prepare
         How pictures become network input.
     class_names
         Name of each class number.
     decode
-        From a mask file to H×W codes: 0 is background, ``void`` unclear, others are objects.
+        Reads a mask file as H×W codes: 0 is background, 1000 unlabelled, others are objects.
     data_set
         Name of the table that maps its classes to ImageNet's (:func:`imagenet_sets`); empty: none.
     """
 
-    def __init__(
-        self,
-        entries: Iterable[Entry],
-        prepare: Preparation,
-        class_names: Sequence[str],
-        decode: Callable[[Path], np.ndarray],
-        void: int = VOID,
-        data_set: str = "",
-    ) -> None:
-        self.entries, self.prepare = list(entries), prepare
-        self.class_names, self.decode, self.void = tuple(class_names), decode, void
-        self.data_set = data_set
+    entries: Sequence[Entry]
+    prepare: Preparation
+    class_names: tuple[str, ...]
+    decode: Callable[[Path], np.ndarray]
+    data_set: str = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -106,7 +98,7 @@ class Photos(Sequence):
             A file is missing, unreadable, or of another size than its mask; the sentence names it.
         """
         if isinstance(index, slice):
-            return self._with(self.entries[index])
+            return replace(self, entries=self.entries[index])
         entry = self.entries[index]
         picture = datasets.read_photo(entry.image)
         if entry.mask is None:
@@ -117,8 +109,8 @@ class Photos(Sequence):
                 f"{entry.image.name} has {picture.shape[1]}×{picture.shape[0]} pixels, its mask "
                 f"{codes.shape[1]}×{codes.shape[0]}: they must agree"
             )
-        codes = torch.from_numpy(self.prepare.codes(codes))
-        mask, void = codes == entry.code, codes == self.void
+        codes = torch.from_numpy(self.prepare.square(codes))
+        mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
         return datasets.Sample(
             image=self.prepare.image(picture),
@@ -129,15 +121,12 @@ class Photos(Sequence):
             void=void if void.any() else None,
         )
 
-    def _with(self, entries: Iterable[Entry]) -> Photos:
-        kinds = self.prepare, self.class_names, self.decode, self.void, self.data_set
-        return Photos(entries, *kinds)
-
     def spread(self, count: int) -> Photos:
         """Up to ``count`` different photos, evenly spread over all; each once."""
-        once = list({entry.image: entry for entry in self.entries}.values())
-        step = max(1, len(once) / count)
-        return self._with(once[int(place * step)] for place in range(min(count, len(once))))
+        distinct = list({entry.image: entry for entry in self.entries}.values())
+        count = min(count, len(distinct))
+        places = [int(place * len(distinct) / count) for place in range(count)]
+        return replace(self, entries=[distinct[place] for place in places])
 
     def digest(self) -> str:
         """Changes with the photos' names and sizes in bytes, and with how they are prepared."""
@@ -147,32 +136,31 @@ class Photos(Sequence):
 
 
 def batches(photos: Photos, size: int = 32) -> Iterator[Tensor]:
-    """The photos alone as network input (B×3×H×W); what cannot be read is left out.
+    """The photos without masks as network input (B×3×H×W); unreadable photos are left out.
 
     Warns
     -----
     UserWarning
-        At the end, of the photos that were left out.
+        After the last batch, of the photos that were left out.
     """
-    images, bad = [], []
-    for entry in photos.entries:
-        try:
-            images.append(photos.prepare.image(datasets.read_photo(entry.image)))
-        except (OSError, ValueError) as error:
-            bad.append(str(error))
-        if len(images) == size:
+    reasons = []
+    for start in range(0, len(photos), size):
+        images = []
+        for entry in photos.entries[start : start + size]:
+            try:
+                images.append(photos.prepare.image(datasets.read_photo(entry.image)))
+            except (OSError, ValueError) as error:
+                reasons.append(str(error))
+        if images:
             yield torch.stack(images)
-            images = []
-    if images:
-        yield torch.stack(images)
-    if bad:
-        warnings.warn(f"{len(bad)} photos were left out: {'; '.join(bad)}", stacklevel=2)
+    if reasons:
+        warnings.warn(f"{len(reasons)} photos were left out: {'; '.join(reasons)}", stacklevel=2)
 
 
 def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample], dict[int, str]]:
-    """All samples that can be read and show their object; and the others' index and reason.
+    """All samples that can be read and show their object; and, by index, why others cannot.
 
-    One bad file must not stop a run: take the samples, and report the reasons at its end.
+    A damaged file need not stop a run: use the samples, and report the reasons at its end.
     """
     good, bad = [], {}
     for index in progress.track(range(len(samples)), "reading photos"):
@@ -213,40 +201,31 @@ def voc(
     FileNotFoundError
         The folder does not hold VOC; says what is missing.
 
-    A photo whose mask is missing or damaged has an entry all the same: reading it says so.
+    A photo whose mask is missing or damaged has an entry, which raises when it is read.
     """
-    root = _below(root, "VOC2012", "ImageSets")
-    listed = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    root = _find_folder(root, "VOC2012", "ImageSets")
+    names = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
     entries = []
-    for name in progress.track(listed, "reading VOC's masks"):
+    for name in progress.track(names, "reading VOC's masks"):
         image = root / "JPEGImages" / f"{name}.jpg"
-        classes = root / "SegmentationClass" / f"{name}.png"
-        objects = root / "SegmentationObject" / f"{name}.png"
-        masks = []
-        for path in (classes, objects) if instances else (classes,):
-            try:
-                masks.append(palette(path))
-            except (OSError, ValueError):  # whoever reads this entry is told what is wrong
-                entries.append(Entry(name, image, path, 0))
-                break
-        else:
-            entries += _of_voc(name, image, path, masks)
+        mask = root / "SegmentationClass" / f"{name}.png"
+        try:
+            objects = codes = palette(mask)
+            if instances:
+                mask = root / "SegmentationObject" / f"{name}.png"
+                objects = palette(mask)
+        except (OSError, ValueError):  # raised again when this entry is read
+            entries.append(Entry(name, image, mask, 0))
+            continue
+        for number in np.setdiff1d(objects, [BACKGROUND, VOID]).tolist():
+            label = int(np.bincount(codes[objects == number]).argmax()) - 1
+            suffix = f"-{number}" if instances else ""
+            entries.append(Entry(name + suffix, image, mask, label, number))
     return Photos(entries, prepare, VOC_CLASSES, palette, data_set="voc")
 
 
-def _of_voc(name: str, image: Path, path: Path, masks: list[np.ndarray]) -> Iterator[Entry]:
-    """An entry for each class of one photo, or for each object where its numbers are there too."""
-    shown, *numbers = masks
-    if not numbers:
-        yield from (Entry(name, image, path, code - 1, code) for code in _objects(shown))
-        return
-    for number in _objects(numbers[0]):
-        label = int(np.bincount(shown[numbers[0] == number]).argmax()) - 1
-        yield Entry(f"{name}-{number}", image, path, label, number)
-
-
 def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photos:
-    """Oxford-IIIT Pet: 37 breeds of cats and dogs; the unclear border of its trimaps is void.
+    """Oxford-IIIT Pet: 37 breeds of cats and dogs; the unlabelled border of its trimaps is void.
 
     Parkhi et al., "Cats and Dogs", CVPR 2012.
 
@@ -262,21 +241,16 @@ def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photo
     FileNotFoundError
         The folder does not hold the data set; says what is missing.
     """
-    root = _below(root, "oxford-iiit-pet", "annotations")
+    root = _find_folder(root, "oxford-iiit-pet", "annotations")
     rows = [line.split() for line in _lines(root / "annotations" / f"{split}.txt")]
-    names = {int(row[1]) - 1: row[0].rsplit("_", 1)[0].replace("_", " ") for row in rows}
-    entries = [
-        Entry(
-            name,
-            root / "images" / f"{name}.jpg",
-            root / "annotations" / "trimaps" / f"{name}.png",
-            int(breed) - 1,
-            1,
-        )
-        for name, breed, *_ in rows
-    ]
-    class_names = [names.get(breed, f"breed {breed}") for breed in range(max(names) + 1)]
-    return Photos(entries, prepare, class_names, trimap, data_set="pet")
+    entries, breeds = [], {}
+    for name, number, *_ in rows:
+        label = int(number) - 1
+        breeds[label] = name.rsplit("_", 1)[0].replace("_", " ")
+        mask = root / "annotations" / "trimaps" / f"{name}.png"
+        entries.append(Entry(name, root / "images" / f"{name}.jpg", mask, label))
+    names = [breeds.get(label, f"breed {label}") for label in range(max(breeds) + 1)]
+    return Photos(entries, prepare, tuple(names), trimap, data_set="pet")
 
 
 def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validation") -> Photos:
@@ -299,32 +273,28 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
         It holds a class that the subset does not have.
     """
     root = Path(root)
-    places = [root, *(root / name for name in _SUBSETS)]
-    masks = [place / f"{split}-segmentation" for place in places if place.name in _SUBSETS]
-    found = next((place for place in masks if place.is_dir()), None)
-    if found is None:
+    folders = [place for place in (root, *map(root.joinpath, _SUBSETS)) if place.name in _SUBSETS]
+    folder = next((place for place in folders if (place / f"{split}-segmentation").is_dir()), None)
+    if folder is None:
         raise FileNotFoundError(
             f"{root} does not hold ImageNet-S (no ImageNetS50, ImageNetS300 or ImageNetS919 with "
-            f"a folder {split}-segmentation): data/README.md says how it must lie"
+            f"a folder {split}-segmentation): {HELP}"
         )
-    table = pd.read_csv(DATA / "imagenet_classes.csv")
-    place = found.parent
-    codes = table[table[_SUBSETS[place.name]] > 0].set_index("wordnet")
+    table = pd.read_csv(DATA / "imagenet_classes.csv").set_index("wordnet")
+    codes = table[_SUBSETS[folder.name]]
     entries = []
-    for mask in sorted(found.glob("*/*.png")):
+    for mask in sorted((folder / f"{split}-segmentation").glob("*/*.png")):
         wordnet = mask.parent.name
-        if wordnet not in codes.index:
-            raise ValueError(f"{place.name} has no class {wordnet}: is {mask.parent} its folder?")
-        row = codes.loc[wordnet]
-        image = place / split / wordnet / f"{mask.stem}.JPEG"
-        entries.append(
-            Entry(mask.stem, image, mask, int(row["imagenet"]), int(row[_SUBSETS[place.name]]))
-        )
-    return Photos(entries, prepare, table["name"], two_channels, IGNORED)
+        if not codes.get(wordnet, 0) > 0:
+            raise ValueError(f"{folder.name} has no class {wordnet}: is {mask.parent} its folder?")
+        image = folder / split / wordnet / f"{mask.stem}.JPEG"
+        label = int(table["imagenet"][wordnet])
+        entries.append(Entry(mask.stem, image, mask, label, int(codes[wordnet])))
+    return Photos(entries, prepare, tuple(table["name"]), two_channels)
 
 
 _SUBSETS = {"ImageNetS50": "s50", "ImageNetS300": "s300", "ImageNetS919": "s919"}
-"""Folder of each subset of ImageNet-S, and the column that numbers its classes."""
+"""Folder of each subset of ImageNet-S, and the column of the class table with its codes."""
 
 
 def folder(
@@ -347,24 +317,23 @@ def folder(
         There are no photos, or one has no label.
     """
     images, masks = Path(images), Path(masks)
-    for place in (images, masks):
-        if not place.is_dir():
-            raise FileNotFoundError(f"no folder {place}: check the path")
-    found = _pictures(images)
+    photos = _pictures(images)
+    if not masks.is_dir():
+        raise FileNotFoundError(f"no folder {masks}: check the path")
     by_name = {path.stem: path for path in sorted(masks.iterdir(), reverse=True)}  # first wins
     entries = []
-    for photo in found:
+    for photo in photos:
         if photo.stem not in by_name:
             raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
         if photo.stem not in labels:
             raise ValueError(f"{photo.name} has no label: add {photo.stem!r} to labels")
-        entries.append(Entry(photo.stem, photo, by_name[photo.stem], labels[photo.stem], 1))
+        entries.append(Entry(photo.stem, photo, by_name[photo.stem], labels[photo.stem]))
     names = [f"class {number}" for number in range(max(labels.values()) + 1)]
-    return Photos(entries, prepare, names, silhouette)
+    return Photos(entries, prepare, tuple(names), silhouette)
 
 
 def unmasked(place: Path | str, prepare: Preparation, class_names: Sequence[str] = ()) -> Photos:
-    """One photo, or all photos of a folder, without masks: to be explained, not to be judged.
+    """One photo, or all photos of a folder, without masks: to be explained, not evaluated.
 
     Raises
     ------
@@ -376,8 +345,9 @@ def unmasked(place: Path | str, prepare: Preparation, class_names: Sequence[str]
     place = Path(place)
     if not place.exists():
         raise FileNotFoundError(f"no photo and no folder at {place}: check the path")
-    found = _pictures(place) if place.is_dir() else [place]
-    return Photos([Entry(path.name, path) for path in found], prepare, class_names, silhouette)
+    files = [place] if place.is_file() else _pictures(place)
+    entries = [Entry(path.name, path) for path in files]
+    return Photos(entries, prepare, tuple(class_names), silhouette)
 
 
 def splits(data: str, root: Path | str | None, prepare: Preparation) -> tuple[Photos, Photos]:
@@ -394,12 +364,12 @@ def splits(data: str, root: Path | str | None, prepare: Preparation) -> tuple[Ph
         near = near_matches(data, DATA_SETS)
         raise ValueError(f"no data set {data!r}; {near}; or pass what riba.segmentation gives")
     if root is None:
-        raise ValueError(f"where is {data}? pass root=FOLDER (data/README.md says how it must lie)")
-    read, shown, others = DATA_SETS[data]
-    photos = read(root, prepare, split=shown)
+        raise ValueError(f"where is {data}? pass root=FOLDER ({HELP})")
+    loader, test_split, train_split = DATA_SETS[data]
+    photos = loader(root, prepare, split=test_split)
     try:
-        return photos, read(root, prepare, split=others)
-    except FileNotFoundError:  # that half was not downloaded
+        return photos, loader(root, prepare, split=train_split)
+    except FileNotFoundError:  # this split was not downloaded
         return photos, photos
 
 
@@ -408,7 +378,7 @@ DATA_SETS = {
     "pet": (pet, "test", "trainval"),
     "imagenet-s": (imagenet_s, "validation", "train-semi"),
 }
-"""Reader of each data set, the split to explain, and one for feature statistics."""
+"""Loader of each data set, the split to explain, and the split for feature statistics."""
 
 
 # --- classes of an ImageNet network --------------------------------------------------------------
@@ -444,75 +414,41 @@ def sets_of(photos: Photos) -> tuple[tuple[int, ...], ...] | None:
     return tuple(sets.get(name, ()) for name in photos.class_names)
 
 
-def as_targets(names: Sequence[str], sets: dict[str, tuple[int, ...]], classes: int) -> Tensor:
-    """Class names as targets of a network: B×classes bool, each row its set.
-
-    Explained is the logsumexp of the set's logits (:func:`riba.network.class_logit`).
-
-    Raises
-    ------
-    ValueError
-        A class has no set.
-    """
-    targets = torch.zeros(len(names), classes, dtype=torch.bool)
-    for row, name in zip(targets, names, strict=True):
-        if not sets.get(name):
-            raise ValueError(f"{name!r} has no counterpart in this network: leave its samples out")
-        row[list(sets[name])] = True
-    return targets
-
-
 # --- mask files ----------------------------------------------------------------------------------
 
 
 def palette(path: Path) -> np.ndarray:
-    """H×W numbers of a palette PNG, as VOC's masks are.
+    """Codes of a palette PNG, as VOC's masks are: its numbers, H×W; 255 is unlabelled.
 
     Raises
     ------
     FileNotFoundError, ValueError
         There is no such file, it cannot be read, or it has colours in place of numbers.
     """
-    return _opened(path, ("P", "L"), "holds colours, not the numbers of classes")
-
-
-def _opened(path: Path, modes: Sequence[str], otherwise: str) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"no mask at {path}: is the data set complete?")
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in modes:
-                raise ValueError(
-                    f"{path.name} {otherwise} ({picture.mode}): take the data set's own file, not "
-                    "one that was converted"
-                )
-            return np.array(picture)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
+    numbers = _read_mask(path, ("P", "L"), "holds colours, not the numbers of classes")
+    return np.where(numbers == 255, np.int32(VOID), numbers)
 
 
 def trimap(path: Path) -> np.ndarray:
-    """Codes of a trimap of Oxford-IIIT Pet: 1 is the animal, 2 background, 3 unclear."""
+    """Codes of a trimap of Oxford-IIIT Pet: 1 is the animal, 2 background, 3 unlabelled."""
     numbers = palette(path)
-    codes = np.full_like(numbers, BACKGROUND)
-    codes[numbers == 1], codes[numbers == 3] = 1, VOID
-    return codes
+    return np.select([numbers == 1, numbers == 3], [1, VOID], BACKGROUND)
 
 
 def two_channels(path: Path) -> np.ndarray:
-    """Codes of a mask of ImageNet-S: R + 256·G; 0 is no class, 1000 unclear.
+    """Codes of a mask of ImageNet-S: R + 256·G; 0 is no class, 1000 unlabelled.
 
     Raises
     ------
     FileNotFoundError, ValueError
         There is no such file, it cannot be read, or it is not in colour.
     """
-    return numbers_of(_opened(path, ("RGB",), "is not in colour"))
+    return numbers_of(_read_mask(path, ("RGB",), "is not in colour"))
 
 
 def numbers_of(rgb: np.ndarray) -> np.ndarray:
     """R + 256·G of an H×W×3 uint8 picture: class numbers, H×W."""
-    return rgb[..., :2].astype(np.int32) @ np.array([1, 256])
+    return rgb[..., :2] @ np.array([1, 256], np.int32)
 
 
 def silhouette(path: Path) -> np.ndarray:
@@ -520,29 +456,33 @@ def silhouette(path: Path) -> np.ndarray:
     return (datasets.read_photo(path).mean(2) > 127).astype(np.uint8)
 
 
+def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
+    with datasets.open_picture(path, "mask") as picture:
+        if picture.mode not in modes:
+            raise ValueError(f"{path.name} {problem} ({picture.mode}): use the original file")
+        return np.array(picture)
+
+
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _objects(codes: np.ndarray) -> list[int]:
-    return [int(code) for code in np.unique(codes) if code not in (BACKGROUND, VOID)]
+def _pictures(folder: Path) -> list[Path]:
+    """All pictures in a folder, sorted by name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: check the path")
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not pictures:
+        raise ValueError(f"no photos in {folder}: {', '.join(PICTURES)} are read")
+    return pictures
 
 
-def _pictures(place: Path) -> list[Path]:
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
-    if not found:
-        raise ValueError(f"no photos in {place}: {', '.join(PICTURES)} are read")
-    return found
-
-
-def _below(root: Path | str, name: str, holds: str) -> Path:
-    """``root``, or the folder ``name`` somewhere just below it, that holds what it must."""
+def _find_folder(root: Path | str, name: str, content: str) -> Path:
+    """``root``, or the folder ``name`` below it, whichever has a folder ``content``."""
     root = Path(root)
     for place in (root, root / name, root / "VOCdevkit" / name):
-        if (place / holds).is_dir():
+        if (place / content).is_dir():
             return place
-    raise FileNotFoundError(
-        f"{root} does not hold {name} (no folder {holds}): data/README.md says how it must lie"
-    )
+    raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")
 
 
 def _lines(path: Path) -> list[str]:

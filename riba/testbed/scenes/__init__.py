@@ -1,7 +1,7 @@
-"""Procedural scenes: ten everyday things on patterned ground, with exact masks.
+"""Procedural scenes: objects of ten classes on patterned ground, with exact masks.
 
-Every class shows in two ways, in its outline and in its surface pattern. Everything else (ground,
-clutter, colours, pose, size, place) comes from random streams that never see the label.
+A class is visible in two ways, in its outline and in its surface pattern. Everything else (ground,
+clutter, colours, pose, size, place) comes from random streams that do not depend on the label.
 """
 
 from riba.testbed.scenes.drawing import CLASS_NAMES, SPLITS, Scene, contact_sheet, draw

@@ -1,4 +1,4 @@
-"""Colours in OKLab (lightness 0 to 1, two opponent axes), so that harmonies are made by hue."""
+"""Colours in OKLab (lightness 0 to 1, two opponent axes), so that they can be varied in hue."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Tones(NamedTuple):
 
 
 def tones(rng: np.random.Generator, lightness: float, chroma: float, hue: float) -> Tones:
-    """Neighbours of a hue; lightness stays close, so that hue rather than contrast tells parts."""
+    """Neighbours of a hue, of similar lightness: parts differ in hue rather than in contrast."""
     turn = rng.choice([-1, 1]) * rng.uniform(35, 70)
     step = rng.uniform(0.03, 0.06) * rng.choice([-1, 1])
     return Tones(
@@ -72,7 +72,7 @@ def tones(rng: np.random.Generator, lightness: float, chroma: float, hue: float)
 
 
 def object_tones(rng: np.random.Generator, paper: np.ndarray, count: int) -> list[Tones]:
-    """Objects sit opposite the paper's hue, at about its lightness."""
+    """Tones of each object: opposite the paper's hue, at about its lightness."""
     hue = hue_of(paper) + 180
     spread = rng.permutation(np.linspace(-60, 60, count)) if count > 1 else [0]
     return [
@@ -87,6 +87,6 @@ def object_tones(rng: np.random.Generator, paper: np.ndarray, count: int) -> lis
 
 
 def sway(tone: np.ndarray) -> np.ndarray:
-    """How a pattern moves a tone, per unit of lightness: chroma and hue follow a little."""
+    """Change of a tone per unit of lightness of a pattern: chroma and hue change a little."""
     _, a, b = tone
     return np.array([1, -1.6 * a - _HUE * b, -1.6 * b + _HUE * a], np.float32)

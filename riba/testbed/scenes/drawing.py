@@ -1,4 +1,4 @@
-"""Composing a scene: who, where, how large, on which ground; each from its own random stream."""
+"""Composition of a scene: class, place, size, pose, ground, colours; each has a random stream."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ class Scene:
     shortcut: np.ndarray
 
 
-# --- Random streams and the choices that hang on them --------------------------------------------
+# --- Random streams, labels, parts and patterns -------------------------------------------------
 
 _LABEL, _OTHERS, _COLOUR, _GROUND, _PLACE, _GRAIN, _POSE, _SURFACE, _OUTLINE = range(9)
 
 
 def _stream(seed: int, *name: int) -> np.random.Generator:
-    """An independent random stream; what is drawn from one never moves another."""
+    """An independent random stream; draws from one never change another."""
     return np.random.default_rng(np.random.SeedSequence([seed, *name]))
 
 
@@ -120,7 +120,7 @@ def _parts(seed: int, index: int, label: int, evidence: str) -> list[Part]:
 def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np.ndarray:
     """The pattern an object carries; with evidence in the shape alone it ignores the label.
 
-    Any pattern can then appear, the class's own included: leaving that one out would tell, too.
+    Any pattern can then appear, the class's own included: excluding it would reveal the class.
     """
     rng = _stream(seed, _SURFACE, index)
     choice = rng.integers(len(KINDS) + len(NEUTRAL))
@@ -142,7 +142,7 @@ def _ground(rng: np.random.Generator, paper: np.ndarray) -> np.ndarray:
     picture += wash[..., None] * np.array([1, 0.4, 0.4], np.float32)
     fields = [surfaces.neutral_field(rng) for _ in range(2)]
     for index in range(rng.integers(9, 13)):
-        big = index < 2  # lies below and stays close to the paper's hue, like hills
+        big = index < 2  # lies below the others, close to the paper's hue
         scrap = _scrap(rng, rng.uniform(24, 45) if big else rng.uniform(6, 16))
         turn = rng.choice([-1, 1]) * (rng.uniform(25, 60) if big else rng.uniform(40, 125))
         chroma = rng.uniform(0.07, 0.1) if big else rng.uniform(0.09, 0.135)
@@ -153,7 +153,7 @@ def _ground(rng: np.random.Generator, paper: np.ndarray) -> np.ndarray:
 
 
 def _depth(rng: np.random.Generator) -> float:
-    """How strongly a pattern shows, in OKLab lightness."""
+    """Contrast of a pattern, in OKLab lightness."""
     return rng.uniform(0.05, 0.07)
 
 
@@ -207,7 +207,7 @@ def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
 
 
 def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[list[Part]]:
-    """Place all objects at once, again and again until none touches another or the tag's corner.
+    """Place all objects together, repeated until none touches another or the tag's corner.
 
     Drawing them jointly keeps target and others exchangeable.
     """
@@ -220,11 +220,11 @@ def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[
         taken = sum(_footprint(parts).astype(int) for parts in placed)
         if taken.max() <= 1 and not taken[: _TAG_ZONE // 2, : _TAG_ZONE // 2].any():
             return placed
-    raise AssertionError("objects shrink with every attempt, so that some place always fits")
+    raise AssertionError("objects shrink with the attempts, so that they fit in the end")
 
 
 def _footprint(parts: Sequence[Part]) -> np.ndarray:
-    """Where an object is, in cells of two pixels and with a cell to spare."""
+    """Mask of an object in cells of two pixels, dilated by one cell."""
     coarse = rasterise(parts, Window(0, 0, SIZE, SIZE), 0.5) > 0
     return np.asarray(Image.fromarray(coarse).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
 
@@ -235,7 +235,7 @@ def _footprint(parts: Sequence[Part]) -> np.ndarray:
 def _object(
     seed: int, index: int, label: int, evidence: str, others: int
 ) -> tuple[list[Part], np.ndarray, float]:
-    """An object's posed parts (around no place yet), its pattern and how strongly it shows."""
+    """An object's posed parts (not placed yet), its pattern and the contrast of the pattern."""
     rng = _stream(seed, _POSE, index)
     depth, area = _depth(rng), np.exp(rng.uniform(*np.log(_AREAS[others]))) * SIZE**2
     parts, angle = _pose(rng, _parts(seed, index, label, evidence), area)
@@ -276,7 +276,7 @@ def draw(
         Further objects, 0 to 2, of distinct other classes; all objects are then smaller and
         none overlaps another.
     shortcut : bool
-        Add the corner mark that gives the class away.
+        Add the corner mark that reveals the class.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""From polygons to pixels: exact coverage of every part, and painting it."""
+"""Rasterisation of polygons: the coverage of every pixel by every part, and painting."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sprite:
         return mask
 
     def part_masks(self) -> dict[str, np.ndarray]:
-        """Each pixel of the mask, given to the named part that covers most of it."""
+        """Mask of each named part, H×W; a pixel belongs to the part that covers most of it."""
         names = sorted({part.name for part in self.parts})
         share = [self.coverage[[part.name == name for part in self.parts]].sum(0) for name in names]
         owner = np.full((SIZE, SIZE), -1)

@@ -1,4 +1,4 @@
-"""The ten things as data: lists of named parts, polygons in a unit square."""
+"""The outlines of the ten classes: lists of named parts, polygons in a unit square."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """A named polygon; its role picks colour and pattern, the role "hole" cuts through."""
+    """A named polygon; its role determines colour and pattern, the role "hole" cuts through."""
 
     name: str
     role: str
@@ -48,18 +48,15 @@ def arc(cx: float, cy: float, radius: float, width: float, start: float, stop: f
 
 def fish() -> list[Part]:
     """A fish that swims to the left."""
+    head = np.concatenate(
+        [oval(0.4, 0.5, 0.4, 0.27, 122, 238), oval(0.13, 0.5, 0.12, 0.229, -90, 90)]
+    )
     return [
         Part("tail", "second", polygon((0.68, 0.5), (1.0, 0.2), (0.93, 0.5), (1.0, 0.8))),
         Part("fin", "second", polygon((0.28, 0.3), (0.5, 0.08), (0.68, 0.18), (0.62, 0.34))),
         Part("fin", "second", polygon((0.38, 0.7), (0.56, 0.9), (0.62, 0.68))),
         Part("body", "main", oval(0.4, 0.5, 0.4, 0.27)),
-        Part(
-            "head",
-            "second",
-            np.concatenate(
-                [oval(0.4, 0.5, 0.4, 0.27, 122, 238), oval(0.13, 0.5, 0.12, 0.229, -90, 90)]
-            ),
-        ),
+        Part("head", "second", head),
         Part("eye", "light", oval(0.14, 0.43, 0.062, 0.062)),
         Part("eye", "dark", oval(0.13, 0.43, 0.032, 0.032)),
     ]
@@ -67,22 +64,13 @@ def fish() -> list[Part]:
 
 def tree() -> list[Part]:
     """A fir with baubles."""
+    baubles = ((0.48, 0.22), (0.36, 0.49), (0.62, 0.46), (0.26, 0.74), (0.5, 0.7), (0.74, 0.73))
     return [
         Part("trunk", "second", box(0.42, 0.74, 0.58, 1.0)),
         Part("branches", "main", polygon((0.5, 0.38), (0.92, 0.82), (0.08, 0.82))),
         Part("branches", "deep", polygon((0.5, 0.2), (0.83, 0.57), (0.17, 0.57))),
         Part("branches", "main", polygon((0.5, 0.0), (0.73, 0.31), (0.27, 0.31))),
-        *(
-            Part("bauble", "light", oval(x, y, 0.042, 0.042))
-            for x, y in [
-                (0.48, 0.22),
-                (0.36, 0.49),
-                (0.62, 0.46),
-                (0.26, 0.74),
-                (0.5, 0.7),
-                (0.74, 0.73),
-            ]
-        ),
+        *(Part("bauble", "light", oval(x, y, 0.042, 0.042)) for x, y in baubles),
     ]
 
 
@@ -123,31 +111,14 @@ def car() -> list[Part]:
 
 def mushroom() -> list[Part]:
     """A toadstool."""
+    foot = ((0.62, 0.75), (0.68, 0.96), (0.32, 0.96), (0.38, 0.75))
+    cap = np.concatenate([oval(0.5, 0.47, 0.5, 0.45, 180, 360), oval(0.5, 0.47, 0.5, 0.05, 0, 180)])
+    spots = ((0.5, 0.17, 0.08), (0.26, 0.32, 0.075), (0.72, 0.3, 0.085), (0.48, 0.39, 0.06))
     return [
-        Part(
-            "stem",
-            "second",
-            polygon(
-                (0.4, 0.45), (0.6, 0.45), (0.62, 0.75), (0.68, 0.96), (0.32, 0.96), (0.38, 0.75)
-            ),
-        ),
+        Part("stem", "second", polygon((0.4, 0.45), (0.6, 0.45), *foot)),
         Part("gills", "dark", oval(0.5, 0.47, 0.44, 0.1)),
-        Part(
-            "cap",
-            "main",
-            np.concatenate(
-                [oval(0.5, 0.47, 0.5, 0.45, 180, 360), oval(0.5, 0.47, 0.5, 0.05, 0, 180)]
-            ),
-        ),
-        *(
-            Part("spot", "light", oval(x, y, r, 0.9 * r))
-            for x, y, r in [
-                (0.5, 0.17, 0.08),
-                (0.26, 0.32, 0.075),
-                (0.72, 0.3, 0.085),
-                (0.48, 0.39, 0.06),
-            ]
-        ),
+        Part("cap", "main", cap),
+        *(Part("spot", "light", oval(x, y, r, 0.9 * r)) for x, y, r in spots),
         Part("ring", "light", box(0.375, 0.62, 0.625, 0.67)),
     ]
 
@@ -167,24 +138,10 @@ def boat() -> list[Part]:
 
 def key() -> list[Part]:
     """A key with a ring for a bow."""
+    near = ((0.66, 0.36), (0.74, 0.36), (0.74, 0.56), (0.81, 0.56), (0.81, 0.44))
+    far = ((0.87, 0.44), (0.87, 0.6), (0.96, 0.6), (0.96, 0.36), (0.96, 0.3), (0.66, 0.3))
     return [
-        Part(
-            "bit",
-            "second",
-            polygon(
-                (0.66, 0.36),
-                (0.74, 0.36),
-                (0.74, 0.56),
-                (0.81, 0.56),
-                (0.81, 0.44),
-                (0.87, 0.44),
-                (0.87, 0.6),
-                (0.96, 0.6),
-                (0.96, 0.36),
-                (0.96, 0.3),
-                (0.66, 0.3),
-            ),
-        ),
+        Part("bit", "second", polygon(*near, *far)),
         Part("shaft", "main", box(0.4, 0.2, 1.0, 0.39)),
         Part("bow", "main", oval(0.25, 0.3, 0.25, 0.28)),
         Part("rim", "deep", oval(0.235, 0.3, 0.155, 0.18)),
@@ -195,37 +152,26 @@ def key() -> list[Part]:
 
 def cup() -> list[Part]:
     """A cup with a handle."""
+    body = np.concatenate(
+        [oval(0.38, 0.14, 0.38, 0.1, 180, 360), oval(0.38, 0.86, 0.31, 0.1, 0, 180)]
+    )
+    left = ((0.38, 0.71), (0.24, 0.54), (0.25, 0.45), (0.32, 0.43))
+    right = ((0.38, 0.49), (0.44, 0.43), (0.51, 0.45), (0.52, 0.54))
     return [
         Part("handle", "second", oval(0.74, 0.5, 0.26, 0.27)),
         Part("hole", "hole", oval(0.74, 0.5, 0.14, 0.15)),
-        Part(
-            "body",
-            "main",
-            np.concatenate(
-                [oval(0.38, 0.14, 0.38, 0.1, 180, 360), oval(0.38, 0.86, 0.31, 0.1, 0, 180)]
-            ),
-        ),
+        Part("body", "main", body),
         Part("rim", "second", oval(0.38, 0.14, 0.38, 0.11)),
         Part("drink", "dark", oval(0.38, 0.15, 0.31, 0.075)),
-        Part(
-            "heart",
-            "light",
-            polygon(
-                (0.38, 0.71),
-                (0.24, 0.54),
-                (0.25, 0.45),
-                (0.32, 0.43),
-                (0.38, 0.49),
-                (0.44, 0.43),
-                (0.51, 0.45),
-                (0.52, 0.54),
-            ),
-        ),
+        Part("heart", "light", polygon(*left, *right)),
     ]
 
 
 def bird() -> list[Part]:
     """A bird that looks to the left."""
+    wing = np.concatenate(
+        [oval(0.55, 0.54, 0.22, 0.19, 100, 290), polygon((0.88, 0.5), (0.76, 0.68))]
+    )
     return [
         Part("leg", "dark", box(0.41, 0.8, 0.465, 1.0)),
         Part("leg", "dark", box(0.53, 0.8, 0.585, 1.0)),
@@ -238,13 +184,7 @@ def bird() -> list[Part]:
             "main",
             polygon((0.07, 0.32), (0.42, 0.2), (0.62, 0.36), (0.4, 0.7), (0.18, 0.64)),
         ),
-        Part(
-            "wing",
-            "second",
-            np.concatenate(
-                [oval(0.55, 0.54, 0.22, 0.19, 100, 290), polygon((0.88, 0.5), (0.76, 0.68))]
-            ),
-        ),
+        Part("wing", "second", wing),
         Part("eye", "light", oval(0.2, 0.22, 0.062, 0.062)),
         Part("eye", "dark", oval(0.19, 0.22, 0.034, 0.034)),
     ]
@@ -253,30 +193,20 @@ def bird() -> list[Part]:
 def umbrella() -> list[Part]:
     """An open umbrella."""
     rim = [oval(x, 0.5, 0.125, 0.07, 0, -180) for x in (0.875, 0.625, 0.375, 0.125)]
+    left = [oval(0.5, 0.5, 0.28, 0.48, 180, 270), oval(0.5, 0.5, 0.03, 0.48, 270, 180)]
+    right = [oval(0.5, 0.5, 0.28, 0.48, 0, -90), oval(0.5, 0.5, 0.5, 0.48, -90, 0), rim[0]]
     return [
         Part("stick", "dark", box(0.465, 0.3, 0.535, 0.86)),
         Part("crook", "dark", arc(0.6, 0.86, 0.1, 0.07, 0, 180)),
         Part("tip", "dark", box(0.46, -0.05, 0.54, 0.1)),
         Part("canopy", "main", np.concatenate([oval(0.5, 0.5, 0.5, 0.48, 180, 360), *rim])),
-        Part(
-            "panel",
-            "second",
-            np.concatenate(
-                [oval(0.5, 0.5, 0.28, 0.48, 180, 270), oval(0.5, 0.5, 0.03, 0.48, 270, 180)]
-            ),
-        ),
-        Part(
-            "panel",
-            "second",
-            np.concatenate(
-                [oval(0.5, 0.5, 0.28, 0.48, 0, -90), oval(0.5, 0.5, 0.5, 0.48, -90, 0), rim[0]]
-            ),
-        ),
+        Part("panel", "second", np.concatenate(left)),
+        Part("panel", "second", np.concatenate(right)),
     ]
 
 
 def blob(rng: np.random.Generator) -> list[Part]:
-    """A smooth closed curve without meaning, with a patch inside."""
+    """A smooth random closed curve, with a patch inside."""
     return [
         Part("blob", "main", wobbly(rng, 0.5, 0.5, 0.45)),
         Part("patch", "second", wobbly(rng, *rng.uniform(0.4, 0.6, 2), 0.16)),
