@@ -162,10 +162,10 @@ def _in_parts(
     composite: str | Composite | None,
     names: Iterable[str],
 ) -> dict[str, Tensor]:
-    """:meth:`Explicit.hand_down` for as many images at a time as memory bears."""
+    """:meth:`Explicit.propagate` for as many images at a time as memory bears."""
     composite = rules.composite(composite)
     parts = [
-        net.hand_down(layer, images[part], partial(begin, part), composite, names)
+        net.propagate(layer, images[part], partial(begin, part), composite, names)
         for part in _parts(images)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
