@@ -11,7 +11,6 @@ one signal, or has a gradient that is its rule. Any other step is refused by its
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 import threading
 import warnings
@@ -29,13 +28,7 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear, MaxPool
 
 from riba.method import rules
-from riba.method.network import (
-    errors_in_words,
-    hooked,
-    run_until,
-    shape_or_type,
-    state_of,
-)
+from riba.method.network import errors_in_words, hooked, run_until, shape_or_type, state_of
 
 TOLERANCE = 1e-3
 """Share of the relevance that may be lost or gained before a network is refused."""
@@ -112,22 +105,18 @@ MODULES: tuple[tuple[str, tuple[type, ...]], ...] = (
 """Kinds of modules; subclasses belong to the kind of their parent."""
 LEAVES = tuple(type_ for _, types in MODULES for type_ in types)
 
-FUNCTIONS: dict[str, frozenset[str]] = {
-    name: frozenset(functions.split())
-    for name, functions in {
-        "max": "max_pool1d max_pool2d boolean_dispatch adaptive_max_pool2d",
-        "average": "avg_pool2d adaptive_avg_pool2d mean sum interpolate",
-        "norm": "layer_norm group_norm instance_norm",
-        "activation": "relu relu6 silu gelu hardswish leaky_relu elu selu celu mish sigmoid "
-        "hardsigmoid hardtanh softplus tanh clamp clip prelu softsign logsigmoid hardshrink "
-        "softshrink",
-        "view": "cat concat concatenate stack getitem view reshape flatten unflatten permute "
-        "transpose chunk split unbind squeeze unsqueeze contiguous clone dropout dropout1d "
-        "dropout2d dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand "
-        "expand_as broadcast_to movedim swapaxes _returned",
-        "affine": "neg batch_norm",
-        "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
-    }.items()
+FUNCTIONS: dict[str, str] = {
+    "max": "max_pool1d max_pool2d boolean_dispatch adaptive_max_pool2d",
+    "average": "avg_pool2d adaptive_avg_pool2d mean sum interpolate",
+    "norm": "layer_norm group_norm instance_norm",
+    "activation": "relu relu6 silu gelu hardswish leaky_relu elu selu celu mish sigmoid "
+    "hardsigmoid hardtanh softplus tanh clamp clip prelu softsign logsigmoid hardshrink softshrink",
+    "view": "cat concat concatenate stack getitem view reshape flatten unflatten permute "
+    "transpose chunk split unbind squeeze unsqueeze contiguous clone dropout dropout1d dropout2d "
+    "dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand expand_as "
+    "broadcast_to movedim swapaxes _returned",
+    "affine": "neg batch_norm",
+    "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
 }
 """Kinds of functions by name, those of arithmetic aside (:func:`kind`). What a query returns does
 not depend on the values of its tensor, unless it is a tensor itself (``x.T``)."""
@@ -171,7 +160,7 @@ def kind(net: fx.GraphModule, node: fx.Node) -> str | None:
         return "product" if len(inputs) == 2 else "affine" if len(set(node.args)) == 2 else None
     if name in ("div", "truediv"):
         return "affine" if len(inputs) == 1 and node.args[0] is inputs[0] else None
-    what = next((kind for kind, names in FUNCTIONS.items() if name in names), None)
+    what = next((kind for kind, names in FUNCTIONS.items() if name in names.split()), None)
     return what if what == "view" or len(inputs) == 1 else None
 
 
@@ -312,7 +301,7 @@ class _Shapes(fx.Interpreter):
         result = super().run_node(node)
         is_module, is_tensor = node.op == "call_module", isinstance(result, Tensor)
         module = self.fetch_attr(node.target) if is_module else None
-        query = not is_module and name_of(node) in FUNCTIONS["query"]
+        query = not is_module and name_of(node) in FUNCTIONS["query"].split()
         query = query and not (is_tensor and name_of(node) == "getattr")
         node.meta["operation"] = type(module).__name__ if is_module else name_of(node)
         node.meta["shape"] = result.shape if is_tensor else None
@@ -324,9 +313,8 @@ class _Shapes(fx.Interpreter):
 def _traced(private: nn.Module, layers: Sequence[str], example: Tensor) -> fx.GraphModule:
     """``private`` as a graph of plain steps, with merged batch norms and nothing done in place."""
     base = type(private)
-    if len(inspect.signature(private.forward).parameters) > 1:  # options keep their defaults
-        forward = {"forward": lambda self, images: base.forward(self, images)}
-        private.__class__ = type(base.__name__, (base,), forward)
+    forward = {"forward": lambda self, images: base.forward(self, images)}  # options at defaults
+    private.__class__ = type(base.__name__, (base,), forward)
     net = fx.GraphModule(private, _Tracer(layers).trace(private))
     _once_each(net)
     for node in net.graph.nodes:
@@ -362,7 +350,7 @@ def _once_each(net: fx.GraphModule) -> None:
 
 def _out_of_place(net: fx.GraphModule, node: fx.Node) -> None:
     """Let a step write to no tensor, with operands in order; functional ReLUs become modules."""
-    if node.op not in ("call_function", "call_method", "call_module"):
+    if not node.op.startswith("call"):
         return
     named = dict(node.kwargs)
     if "out" in named:
@@ -404,13 +392,8 @@ def _merge_norm(net: fx.GraphModule, node: fx.Node, cuts: set[fx.Node]) -> None:
     transposed = isinstance(linear, nn.modules.conv._ConvTransposeNd)
     if not isinstance(linear, (Convolution, nn.Linear)) or (transposed and linear.groups > 1):
         return
-    scale = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-    shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    fuse = partial(fusion.fuse_conv_bn_weights, transpose=transposed)
-    if isinstance(linear, nn.Linear):
-        fuse = fusion.fuse_linear_bn_weights
-    moments = norm.running_mean, norm.running_var, norm.eps
-    weights = fuse(linear.weight, linear.bias, *moments, scale, shift)
+    moments = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weights = fusion.fuse_conv_bn_weights(linear.weight, linear.bias, *moments, transposed)
     linear.weight, linear.bias = (nn.Parameter(x.detach(), requires_grad=False) for x in weights)
     net.set_submodule(node.target, nn.Identity())
 
@@ -418,6 +401,8 @@ def _merge_norm(net: fx.GraphModule, node: fx.Node, cuts: set[fx.Node]) -> None:
 # --- cutting -------------------------------------------------------------------------------------
 
 Part = Callable[..., tuple[Tensor, ...]]
+Seed = Callable[[Tensor], Tensor]
+"""Maps the features (or logits) at which relevance starts to that relevance."""
 
 
 class _NotNested(ValueError):
@@ -438,7 +423,7 @@ def _parts(net: fx.GraphModule, layers: Sequence[str]) -> tuple[Part, ...]:
     for place, (layer, node) in enumerate(zip(layers, cuts, strict=True)):
         if level[node] != place:
             raise _NotNested(f"layer {layer!r} does not run above {layers[place - 1]!r}")
-    pieces, inputs = [], nodes[:1]
+    pieces, inputs = [], []
     for place, end in enumerate([*cuts, nodes[-1].args[0]]):
         below = {node for node in nodes if node.meta["varies"] and level[node] <= place}
         above = [node for node in nodes if node.meta["varies"] and node not in below]
@@ -573,8 +558,8 @@ class Explicit:
         """The whole network as a graph of plain steps; raises where it could not be traced."""
         if self._net is None:
             raise ValueError(
-                f"{self.network} cannot be traced ({self.reason}): this method needs a forward "
-                "pass without such steps; IBA works without"
+                f"{self.network} cannot be traced ({self.reason}): choose a method that needs "
+                "no relevance, such as IBA"
             )
         return self._net
 
@@ -588,19 +573,14 @@ class Explicit:
         """
         with self._lock:
             if layer not in self._ruled:
-                net = _below(self.plain, layer)
-                with torch.no_grad():
-                    expected = fx.Interpreter(net).run(example.to(dtype_of(net, example)))
-                net = _with_rules(net)
-                _check_conserves(net, example, expected, self.network, layer)
-                self._ruled[layer] = net
+                self._ruled[layer] = _ruled(self.plain, layer, example, self.network)
             return self._ruled[layer]
 
     def propagate(
         self,
         layer: str | None,
         images: Tensor,
-        start: Callable[[Tensor], Tensor],
+        start: Seed,
         composite: Composite,
         names: Iterable[str] = (),
     ) -> dict[str, Tensor]:
@@ -611,7 +591,7 @@ class Explicit:
         layer
             Where relevance starts; None: at the logits.
         start
-            Maps the features (or logits) at which relevance starts to that relevance.
+            Maps the features (or logits) of the layer to the relevance that starts there.
         names
             Names of layers below; those that do not run there are left out.
         """
@@ -677,26 +657,40 @@ def _same(a: Tensor, b: Tensor) -> bool:
 # --- the part that relevance goes through --------------------------------------------------------
 
 
-def _below(plain: fx.GraphModule, layer: str | None) -> fx.GraphModule:
-    """A copy of ``plain`` up to the output of ``layer``; None: the whole."""
-    with torch.inference_mode(False):
-        net = frozen_copy(plain, share=True)
-    output = list(net.graph.nodes)[-1]
-    if layer is not None:
-        output.args = (_end(net.graph, layer),)
-    elif not isinstance(output.args[0], fx.Node):
-        raise ValueError("the network does not return one tensor of logits")
-    net.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return net
+def _ruled(
+    plain: fx.GraphModule, layer: str | None, example: Tensor, network: str
+) -> fx.GraphModule:
+    """A copy of ``plain`` up to the output of ``layer`` (None: all), with a rule for every step.
 
-
-def _with_rules(net: fx.GraphModule) -> fx.GraphModule:
-    """``net``, in which every step hands relevance on by a rule."""
+    Refused where the copy computes something else, or loses random relevance by z⁺.
+    """
+    end = list(plain.graph.nodes)[-1].args[0] if layer is None else _end(plain.graph, layer)
+    net = frozen_copy(_piece(plain, (), [end]), share=True)
+    with torch.no_grad():
+        (expected,) = net(example.to(dtype_of(net, example)))
     for node in list(net.graph.nodes):
-        if node.meta["varies"] and node.op in ("call_module", "call_function", "call_method"):
+        if node.op.startswith("call") and node.meta["varies"]:
             _give_rule(net, node)
     net.graph.lint()
-    return _InOrder(net, net.graph)
+    net = _InOrder(net, net.graph)
+    relevance = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))
+    relevance = relevance.to(expected)
+
+    def start(output: Tensor) -> Tensor:
+        if not _same(output, expected):
+            raise ValueError(f"{network} with rules is no longer the same network: use another")
+        return relevance
+
+    pixels = _propagate(net, example, start, rules.composite(), ())["pixels"].double()
+    total = relevance.double().sum().item()
+    arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
+    if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
+        where = "the logits" if layer is None else f"layer {layer!r}"
+        raise ValueError(
+            f"{network} does not hand relevance down whole (of 1 at {where}, {arrived:.4g} reach "
+            "the pixels): choose a layer below the step that loses it, or another network"
+        )
+    return net
 
 
 class _InOrder(fx.GraphModule):
@@ -766,7 +760,7 @@ def _is_gate(source: fx.Node, product: fx.Node) -> bool:
     """Of a product: the factor that is spread over the other, or comes from a sigmoid."""
     if source.meta["shape"] != product.meta["shape"]:
         return True
-    while name_of(source) in FUNCTIONS["view"] and isinstance(source.args[0], fx.Node):
+    while name_of(source) in FUNCTIONS["view"].split() and isinstance(source.args[0], fx.Node):
         source = source.args[0]  # as of a gate that is expanded
     return "sigmoid" in source.meta["operation"].lower()
 
@@ -792,46 +786,19 @@ class _Pass(fx.Interpreter):
 
 
 def _propagate(
-    net: fx.GraphModule,
-    images: Tensor,
-    start: Callable[[Tensor], Tensor],
-    composite: Composite,
-    names: Iterable[str] = (),
+    net: fx.GraphModule, images: Tensor, start: Seed, composite: Composite, names: Iterable[str]
 ) -> dict[str, Tensor]:
     # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
     with torch.inference_mode(False), torch.enable_grad(), composite.context(net):
         pixels = images.to(dtype_of(net, images), copy=True).requires_grad_()
         forward = _Pass(net, names)
-        output = forward.run(pixels)
+        (output,) = forward.run(pixels)
         at = {**dict(reversed(forward.outputs.items())), "pixels": pixels}
         relevance = start(output.detach()).detach().to(output).clone()
         below = torch.autograd.grad(
             output, list(at.values()), relevance, allow_unused=True, materialize_grads=True
         )
     return dict(zip(at, below, strict=True))
-
-
-def _check_conserves(
-    net: fx.GraphModule, example: Tensor, expected: Tensor, network: str, layer: str | None
-) -> None:
-    """Refuse a network that rules have changed, or where random relevance is lost by z⁺."""
-    relevance = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))
-    relevance = relevance.to(expected)
-
-    def start(output: Tensor) -> Tensor:
-        if not _same(output, expected):
-            raise ValueError(f"{network} with rules is no longer the same network: use another")
-        return relevance
-
-    pixels = _propagate(net, example, start, rules.composite())["pixels"].double()
-    total = relevance.double().sum().item()
-    arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
-    where = "the logits" if layer is None else f"layer {layer!r}"
-    if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
-        raise ValueError(
-            f"{network} does not hand relevance down whole (of 1 at {where}, {arrived:.4g} reach "
-            "the pixels): choose a layer below the step that loses it, or another network"
-        )
 
 
 _building = threading.RLock()
