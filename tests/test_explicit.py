@@ -18,6 +18,7 @@ import riba
 from riba import METHODS
 from riba.compare import methods
 from riba.method import relevance, rules
+from riba.method.bottleneck import InformationBottleneck
 from riba.method.explicit import explicit, frozen_copy
 from riba.method.network import fingerprint, run_until
 from riba.show.panels import kit
@@ -237,7 +238,10 @@ def bench(model, layer, images, labels):
 
 @pytest.mark.parametrize("place", ["middle", "last"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path):
+def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path, monkeypatch):
+    beta, _steps, _samples, *others = InformationBottleneck.__init__.__defaults__
+    short = (beta, 1, 1, *others)  # conservation does not depend on what the bottleneck finds
+    monkeypatch.setattr(InformationBottleneck.__init__, "__defaults__", short)
     model, size = built(name), SIZES.get(name, 32)
     layer = NETWORKS[name][1 if place == "middle" else 2]
     draw = torch.Generator().manual_seed(1)
@@ -264,8 +268,9 @@ def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path):
         assert (found >= -1e-6 * found.max()).all()
         arrived = found.double().flatten(1).sum(1)
         torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-9)
-    whole = relevance.lrp(model, images, targets, "z+").double().sum((1, 2, 3))
-    torch.testing.assert_close(whole, logits.amax(1).double(), rtol=1e-2, atol=1e-6)
+    if place == "middle":  # from the logits, which is the same for both layers
+        whole = relevance.lrp(model, images, targets, "z+").double().sum((1, 2, 3))
+        torch.testing.assert_close(whole, logits.amax(1).double(), rtol=1e-2, atol=1e-6)
     table = riba.evaluate(wb, ["relevance-iba"], wb.test, ["mass_accuracy"], out=tmp_path)
     mass = riba.metrics.mass_accuracy(maps, torch.stack([s.mask for s in wb.test]))
     strict = table[table["mask"] == "strict"].sort_values("sample")["value"].to_numpy()
@@ -449,9 +454,14 @@ def test_an_untraceable_network_gets_iba_and_says_so_once():
     iba = riba.InformationBottleneck(model, "b", stats[1], steps=2)
     with pytest.warns(UserWarning, match="Untraceable cannot be traced"):
         first = iba(IMAGES, [0, 1])
-    with pytest.warns(UserWarning, match="Untraceable cannot be traced") as seen:
+
+    def two_forms():
         net = explicit(model, ["b"], IMAGES)
-        assert explicit(model, ["b"], IMAGES, net) is net
+        return net, explicit(model, ["b"], IMAGES, net)
+
+    with pytest.warns(UserWarning, match="Untraceable cannot be traced") as seen:
+        net, again = two_forms()
+    assert again is net
     assert len(seen) == 1
     with pytest.warns(UserWarning, match="cannot be traced"):
         found = riba.JointBottlenecks(model, stats, steps=2)(IMAGES, [0, 1])
@@ -590,9 +600,9 @@ def test_methods_in_inference_mode(name, built):
     model = built("Functional")
     wb = bench(model, "b", IMAGES, [0, 1])
     expected = METHODS[name](wb, IMAGES, [0, 1])
-    methods._found.clear()
+    again = bench(model, "b", IMAGES, [0, 1])  # the last bottlenecks are remembered by workbench
     with torch.inference_mode():
-        torch.testing.assert_close(METHODS[name](wb, IMAGES.clone(), [0, 1]), expected)
+        torch.testing.assert_close(METHODS[name](again, IMAGES.clone(), [0, 1]), expected)
 
 
 def test_a_panel_and_a_cell_at_once():

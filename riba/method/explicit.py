@@ -14,7 +14,7 @@ import copy
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -90,8 +90,8 @@ def _difference_terms(x: Tensor, y: Tensor) -> Tensor:
 
 # --- what a step is ------------------------------------------------------------------------------
 
-MODULES: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("refused", (nn.MultiheadAttention, nn.RReLU)),  # Zennit counts them among the activations
+MODULES: tuple[tuple[str | None, tuple[type, ...]], ...] = (
+    (None, (nn.MultiheadAttention, nn.RReLU)),  # Zennit counts them among the activations
     ("max", (MaxPool,)),
     ("weights", (Linear,)),
     ("average", (AvgPool, nn.Upsample)),
@@ -151,8 +151,7 @@ def kind(net: fx.GraphModule, node: fx.Node) -> str | None:
     """
     if node.op == "call_module":
         module = net.get_submodule(node.target)
-        name = next((name for name, types in MODULES if isinstance(module, types)), None)
-        return None if name == "refused" else name
+        return next((name for name, types in MODULES if isinstance(module, types)), None)
     name, inputs = name_of(node), varying(node)
     if name in ("add", "sub") and "alpha" not in node.kwargs:
         return "sum" if len(inputs) == 2 else "affine"
@@ -401,7 +400,8 @@ def _merge_norm(net: fx.GraphModule, node: fx.Node, cuts: set[fx.Node]) -> None:
 # --- cutting -------------------------------------------------------------------------------------
 
 Part = Callable[..., tuple[Tensor, ...]]
-Seed = Callable[[Tensor], Tensor]
+Nodes = Collection[fx.Node]
+RelevanceAt = Callable[[Tensor], Tensor]
 """Maps the features (or logits) at which relevance starts to that relevance."""
 
 
@@ -427,29 +427,27 @@ def _parts(net: fx.GraphModule, layers: Sequence[str]) -> tuple[Part, ...]:
     for place, end in enumerate([*cuts, nodes[-1].args[0]]):
         below = {node for node in nodes if node.meta["varies"] and level[node] <= place}
         above = [node for node in nodes if node.meta["varies"] and node not in below]
-        needed = _ancestors(nodes, above, below) & below
+        needed = _ancestors(net, above, below) & below
         outputs = [end, *(node for node in nodes if node in needed and node is not end)]
         pieces.append(_piece(net, inputs, outputs))
         inputs = outputs
     return tuple(pieces)
 
 
-def _ancestors(
-    nodes: Sequence[fx.Node], ends: Iterable[fx.Node], known: Iterable[fx.Node]
-) -> set[fx.Node]:
+def _ancestors(net: fx.GraphModule, ends: Nodes, known: Nodes) -> set[fx.Node]:
     """``ends`` and all that they are computed from, down to the nodes that are known."""
     needed = set(ends)
-    for node in reversed(nodes):
+    for node in reversed(net.graph.nodes):
         if node in needed and node not in known:
             needed.update(node.all_input_nodes)
     return needed
 
 
-def _piece(net: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Part:
+def _piece(net: fx.GraphModule, inputs: Nodes, outputs: Nodes) -> Part:
     """The steps that compute ``outputs`` from ``inputs``, as a module."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
-    needed = _ancestors(list(net.graph.nodes), outputs, inputs)
+    needed = _ancestors(net, outputs, inputs)
     for node in net.graph.nodes:
         if node in needed and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -580,7 +578,7 @@ class Explicit:
         self,
         layer: str | None,
         images: Tensor,
-        start: Seed,
+        start: RelevanceAt,
         composite: Composite,
         names: Iterable[str] = (),
     ) -> dict[str, Tensor]:
@@ -786,7 +784,11 @@ class _Pass(fx.Interpreter):
 
 
 def _propagate(
-    net: fx.GraphModule, images: Tensor, start: Seed, composite: Composite, names: Iterable[str]
+    net: fx.GraphModule,
+    images: Tensor,
+    start: RelevanceAt,
+    composite: Composite,
+    names: Iterable[str],
 ) -> dict[str, Tensor]:
     # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
     with torch.inference_mode(False), torch.enable_grad(), composite.context(net):
