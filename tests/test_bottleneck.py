@@ -3,7 +3,6 @@
 import copy
 import sys
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -368,10 +367,8 @@ def test_hook_and_traced_paths_agree(trained, monkeypatch):
     model, layer, stats, images, targets = trained
     traced = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
     monkeypatch.setattr(explicit_module, "_traced", None)
-    monkeypatch.setattr(explicit_module, "_known", WeakKeyDictionary())
     with pytest.warns(UserWarning, match="cannot be traced"):
-        assert explicit(model, [layer], images).reason
-    hooked = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
+        hooked = InformationBottleneck(model, layer, stats)(images[:3], targets[:3])
     torch.testing.assert_close(traced.nats, hooked.nats, rtol=1e-3, atol=1e-3)
 
 

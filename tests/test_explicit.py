@@ -2,7 +2,6 @@
 
 import collections
 import copy
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,11 @@ import riba
 from riba import METHODS
 from riba.compare import methods
 from riba.method import relevance, rules
-from riba.method.explicit import explicit
+from riba.method.bottleneck import InformationBottleneck
+from riba.method.explicit import explicit, frozen_copy
 from riba.method.network import fingerprint, run_until
 from riba.show.panels import kit
 from riba.testbed import datasets
-
-explicit_module = sys.modules["riba.method.explicit"]
 
 timm = pytest.importorskip("timm")
 
@@ -240,7 +238,10 @@ def bench(model, layer, images, labels):
 
 @pytest.mark.parametrize("place", ["middle", "last"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path):
+def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path, monkeypatch):
+    beta, _steps, _samples, *others = InformationBottleneck.__init__.__defaults__
+    short = (beta, 1, 1, *others)  # conservation does not depend on what the bottleneck finds
+    monkeypatch.setattr(InformationBottleneck.__init__, "__defaults__", short)
     model, size = built(name), SIZES.get(name, 32)
     layer = NETWORKS[name][1 if place == "middle" else 2]
     draw = torch.Generator().manual_seed(1)
@@ -267,16 +268,17 @@ def test_nats_arrive_whole_by_every_door(name, place, built, tmp_path):
         assert (found >= -1e-6 * found.max()).all()
         arrived = found.double().flatten(1).sum(1)
         torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-9)
-    whole = relevance.lrp(model, images, targets, "z+").double().sum((1, 2, 3))
-    torch.testing.assert_close(whole, logits.amax(1).double(), rtol=1e-2, atol=1e-6)
+    if place == "middle":  # from the logits, which is the same for both layers
+        whole = relevance.lrp(model, images, targets, "z+").double().sum((1, 2, 3))
+        torch.testing.assert_close(whole, logits.amax(1).double(), rtol=1e-2, atol=1e-6)
     table = riba.evaluate(wb, ["relevance-iba"], wb.test, ["mass_accuracy"], out=tmp_path)
     mass = riba.metrics.mass_accuracy(maps, torch.stack([s.mask for s in wb.test]))
     strict = table[table["mask"] == "strict"].sort_values("sample")["value"].to_numpy()
     torch.testing.assert_close(torch.from_numpy(strict), mass.double(), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "convnext_tiny", "Gates"])
 @pytest.mark.parametrize("composite", ["gamma", "alpha2-beta1", "flat", "epsilon"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "convnext_tiny", "Gates"])
 def test_every_composite_can_be_used(name, composite, built):
     model, layer = built(name), NETWORKS[name][1]
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -292,7 +294,7 @@ def test_every_composite_can_be_used(name, composite, built):
 
 def twin_of(name, model):
     """The same function as a plain sequence of modules up to its middle, by hand."""
-    model = explicit_module.frozen_copy(model)
+    model = frozen_copy(model)
     a, b, c = model.a, model.b, model.c
     if name == "Twice":
         return nn.Sequential(a, nn.ReLU(), b, nn.ReLU(), copy.deepcopy(b), nn.ReLU(), c)
@@ -318,8 +320,8 @@ def twin_of(name, model):
     return nn.Sequential(*steps) if name == "OddOrder" else nn.Sequential(*steps[:-1])
 
 
-@pytest.mark.parametrize("name", ["Twice", "Functional", "WeightNorm", "OddOrder", "Epsilon"])
 @pytest.mark.parametrize("composite", ["z+", "gamma", "epsilon"])
+@pytest.mark.parametrize("name", ["Twice", "Functional", "WeightNorm", "OddOrder", "Epsilon"])
 def test_the_map_is_that_of_a_plain_twin(name, composite, built):
     model, layer = built(name), "two" if name == "Epsilon" else "c"
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -429,10 +431,10 @@ def test_weights_are_shared_where_they_stay_and_followed_where_they_change(built
     net = explicit(model, ["b"], IMAGES)
     shared = {weight.data_ptr() for weight in model.parameters()}
     assert net.plain.head.weight.data_ptr() in shared
-    assert explicit(model, ["b"], IMAGES[:1]) is net
+    assert explicit(model, ["b"], IMAGES[:1], net) is net
     with torch.no_grad():
         model.a.weight += 1
-        again = explicit(model, ["b"], IMAGES)
+        again = explicit(model, ["b"], IMAGES, net)
         assert again is not net
         features, *others = again.parts[0](IMAGES)
         torch.testing.assert_close(again.parts[1](features, *others)[0], model(IMAGES))
@@ -450,8 +452,16 @@ def test_an_untraceable_network_gets_iba_and_says_so_once():
     model = roughened(Untraceable())
     stats = [riba.FeatureStatistics.fit(model, layer, IMAGES, few=True) for layer in ("c", "b")]
     iba = riba.InformationBottleneck(model, "b", stats[1], steps=2)
+    with pytest.warns(UserWarning, match="Untraceable cannot be traced"):
+        first = iba(IMAGES, [0, 1])
+
+    def two_forms():
+        net = explicit(model, ["b"], IMAGES)
+        return net, explicit(model, ["b"], IMAGES, net)
+
     with pytest.warns(UserWarning, match="Untraceable cannot be traced") as seen:
-        first, _ = (iba(IMAGES, [0, 1]) for _ in range(2))
+        net, again = two_forms()
+    assert again is net
     assert len(seen) == 1
     with pytest.warns(UserWarning, match="cannot be traced"):
         found = riba.InformationBottleneck(model, ["c", "b"], stats, steps=2)(IMAGES, [0, 1])
@@ -590,9 +600,9 @@ def test_methods_in_inference_mode(name, built):
     model = built("Functional")
     wb = bench(model, "b", IMAGES, [0, 1])
     expected = METHODS[name](wb, IMAGES, [0, 1])
-    methods._found.clear()
+    again = bench(model, "b", IMAGES, [0, 1])  # the last bottlenecks are remembered by workbench
     with torch.inference_mode():
-        torch.testing.assert_close(METHODS[name](wb, IMAGES.clone(), [0, 1]), expected)
+        torch.testing.assert_close(METHODS[name](again, IMAGES.clone(), [0, 1]), expected)
 
 
 def test_a_panel_and_a_cell_at_once():
@@ -603,7 +613,6 @@ def test_a_panel_and_a_cell_at_once():
 
     def run(who, model, sign):
         try:
-            explicit_module._known.pop(model, None)
             found = relevance.lrp(model, sign * IMAGES, [0, 1])
             log[who, torch.equal(found, expected[sign])] += 1
         except Exception as error:
@@ -615,7 +624,7 @@ def test_a_panel_and_a_cell_at_once():
 
     thread = threading.Thread(target=background)
     thread.start()
-    for _ in range(30):
+    for _ in range(15):
         run("cell", wb.model, -1)
     stop.set()
     thread.join()
@@ -627,7 +636,7 @@ def test_one_attributor_in_four_threads(built):
     stats = riba.FeatureStatistics.fit(model, "b", IMAGES, few=True)
     attributor = riba.RelevanceIBA(model, "b", stats, steps=2)
     batches = [
-        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(k)) for k in range(40)
+        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(k)) for k in range(16)
     ]
     expected = [attributor(batch, [1, 2])[1] for batch in batches]
     with ThreadPoolExecutor(4) as pool:

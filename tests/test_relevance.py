@@ -294,10 +294,10 @@ def test_large_batches_go_through_in_parts(net, images, begun, monkeypatch):
     whole = relevance.descend_all(net, LAYER, images, begun)
     plain = relevance.lrp(net, images, [0, 1, 2, 3])
     sizes = []
-    original = Explicit.hand_down
+    original = Explicit.propagate
     monkeypatch.setattr(relevance, "PIXELS_AT_ONCE", 3 * 64 * 64)
     count = lambda *a: sizes.append(len(a[2])) or original(*a)  # noqa: E731
-    monkeypatch.setattr(Explicit, "hand_down", count)
+    monkeypatch.setattr(Explicit, "propagate", count)
     for name, at in relevance.descend_all(net, LAYER, images, begun).items():
         torch.testing.assert_close(at, whole[name])
     assert sizes == [3, 1]

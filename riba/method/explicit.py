@@ -3,35 +3,32 @@
 :func:`explicit` traces a network with ``torch.fx`` on a private copy: weights are shared where they
 stay as they are, parametrisations are folded, batch norms merge into the convolution that runs
 before them, and a module that runs twice becomes two. :attr:`Explicit.parts` are the pieces between
-the layers, for bottlenecks; :meth:`Explicit.ruled` is the part below a layer (or all of it) in
-which additions, gates, means, functional activations and norms are modules as well, for relevance.
-What has no rule is refused by its name.
+the layers, for bottlenecks; :meth:`Explicit.ruled` is the part below a layer (or all of it) for
+relevance: every step is a module that a composite gives a rule to, passes all relevance on to its
+one signal, or has a gradient that is its rule. Any other step is refused by its name.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.nn.utils import fusion, parametrize, prune
+from torch.nn.utils import fusion, parametrize
+from torch.utils._pytree import tree_iter
 from torchvision.ops import FrozenBatchNorm2d
 from zennit.core import Composite
 from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear, MaxPool
 
 from riba.method import rules
-from riba.method.network import errors_in_words, find_layer, fingerprint, run_until, watched
-from riba.storage import Memory
+from riba.method.network import errors_in_words, hooked, run_until, shape_or_type, state_of
 
 TOLERANCE = 1e-3
 """Share of the relevance that may be lost or gained before a network is refused."""
@@ -40,33 +37,17 @@ TOLERANCE = 1e-3
 # --- steps that have no module of their own ------------------------------------------------------
 
 
-class _Handed(torch.autograd.Function):
-    """A function of one tensor whose backward pass gives it all the relevance there is."""
+class _PassOn(torch.autograd.Function):
+    """``output``, with a backward pass that gives all of its relevance to ``signal``."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.shape = x.shape
-        return function(x)
+    def forward(ctx: object, signal: Tensor, output: Tensor) -> Tensor:
+        ctx.shape = signal.shape
+        return output.view_as(output)
 
     @staticmethod
     def backward(ctx: object, relevance: Tensor) -> tuple[Tensor, None]:
         return relevance.sum_to_size(ctx.shape), None
-
-
-class HandOn(nn.Module):
-    """A step with one input that counts, which gets all relevance of the output.
-
-    Activations, norms, scales and shifts by constants; and gates: of a product of signal and gate
-    the signal is the first argument, and the gate gets nothing.
-    """
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
-        """What ``function`` gives."""
-        return _Handed.apply(x, lambda x: self.function(x, *others, **named))
 
 
 class DenseMap(nn.Conv2d):
@@ -93,19 +74,24 @@ class Average(nn.AdaptiveAvgPool2d):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """What ``function`` gives."""
+        """The output of ``function``."""
         return self.function(x)
 
 
-def _stacked(*tensors: Tensor) -> Tensor:
-    """The terms of a sum along a new last dimension, as Zennit's ``Sum`` takes them."""
-    return torch.stack(torch.broadcast_tensors(*tensors), -1)
+def _terms(x: Tensor, y: Tensor) -> Tensor:
+    """The terms of x + y along a new last dimension, as Zennit's ``Sum`` takes them."""
+    return torch.stack(torch.broadcast_tensors(x, y), -1)
+
+
+def _difference_terms(x: Tensor, y: Tensor) -> Tensor:
+    """The terms of x − y likewise; −y passes its relevance on to y."""
+    return _terms(x, _PassOn.apply(y, -y.detach()))
 
 
 # --- what a step is ------------------------------------------------------------------------------
 
-MODULES: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("refused", (nn.MultiheadAttention, nn.RReLU)),  # Zennit counts them among the activations
+MODULES: tuple[tuple[str | None, tuple[type, ...]], ...] = (
+    (None, (nn.MultiheadAttention, nn.RReLU)),  # Zennit counts them among the activations
     ("max", (MaxPool,)),
     ("weights", (Linear,)),
     ("average", (AvgPool, nn.Upsample)),
@@ -119,22 +105,18 @@ MODULES: tuple[tuple[str, tuple[type, ...]], ...] = (
 """Kinds of modules; subclasses belong to the kind of their parent."""
 LEAVES = tuple(type_ for _, types in MODULES for type_ in types)
 
-FUNCTIONS: dict[str, frozenset[str]] = {
-    name: frozenset(functions.split())
-    for name, functions in {
-        "max": "max_pool1d max_pool2d boolean_dispatch adaptive_max_pool2d",
-        "average": "avg_pool2d adaptive_avg_pool2d mean sum interpolate",
-        "norm": "layer_norm group_norm instance_norm",
-        "activation": "relu relu6 silu gelu hardswish leaky_relu elu selu celu mish sigmoid "
-        "hardsigmoid hardtanh softplus tanh clamp clip prelu softsign logsigmoid hardshrink "
-        "softshrink",
-        "view": "cat concat concatenate stack getitem view reshape flatten unflatten permute "
-        "transpose chunk split unbind squeeze unsqueeze contiguous clone dropout dropout1d "
-        "dropout2d dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand "
-        "expand_as broadcast_to movedim swapaxes _returned",
-        "affine": "neg batch_norm",
-        "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
-    }.items()
+FUNCTIONS: dict[str, str] = {
+    "max": "max_pool1d max_pool2d boolean_dispatch adaptive_max_pool2d",
+    "average": "avg_pool2d adaptive_avg_pool2d mean sum interpolate",
+    "norm": "layer_norm group_norm instance_norm",
+    "activation": "relu relu6 silu gelu hardswish leaky_relu elu selu celu mish sigmoid "
+    "hardsigmoid hardtanh softplus tanh clamp clip prelu softsign logsigmoid hardshrink softshrink",
+    "view": "cat concat concatenate stack getitem view reshape flatten unflatten permute "
+    "transpose chunk split unbind squeeze unsqueeze contiguous clone dropout dropout1d dropout2d "
+    "dropout3d stochastic_depth pixel_shuffle channel_shuffle to float expand expand_as "
+    "broadcast_to movedim swapaxes _returned",
+    "affine": "neg batch_norm",
+    "query": "size dim numel getattr len stride zeros_like ones_like new_zeros new_ones",
 }
 """Kinds of functions by name, those of arithmetic aside (:func:`kind`). What a query returns does
 not depend on the values of its tensor, unless it is a tensor itself (``x.T``)."""
@@ -142,6 +124,8 @@ OUT_OF_PLACE = {
     **{getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul")},
     operator.itruediv: operator.truediv,
 }
+RELUS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+"""Functional activations that become modules, for methods with a rule for them."""
 
 
 def name_of(node: fx.Node) -> str:
@@ -149,12 +133,6 @@ def name_of(node: fx.Node) -> str:
     if isinstance(node.target, str):
         return node.target
     return getattr(node.target, "__name__", type(node.target).__name__)
-
-
-def _operation(net: fx.GraphModule, node: fx.Node) -> str:
-    """What messages call a step: a function's name, or a module's type."""
-    is_module = node.op == "call_module"
-    return type(net.get_submodule(node.target)).__name__ if is_module else name_of(node)
 
 
 def _place(node: fx.Node) -> str:
@@ -173,8 +151,7 @@ def kind(net: fx.GraphModule, node: fx.Node) -> str | None:
     """
     if node.op == "call_module":
         module = net.get_submodule(node.target)
-        found = next((name for name, types in MODULES if isinstance(module, types)), None)
-        return None if found == "refused" else found
+        return next((name for name, types in MODULES if isinstance(module, types)), None)
     name, inputs = name_of(node), varying(node)
     if name in ("add", "sub") and "alpha" not in node.kwargs:
         return "sum" if len(inputs) == 2 else "affine"
@@ -182,12 +159,12 @@ def kind(net: fx.GraphModule, node: fx.Node) -> str | None:
         return "product" if len(inputs) == 2 else "affine" if len(set(node.args)) == 2 else None
     if name in ("div", "truediv"):
         return "affine" if len(inputs) == 1 and node.args[0] is inputs[0] else None
-    found = next((kind for kind, names in FUNCTIONS.items() if name in names), None)
-    return found if found == "view" or len(inputs) == 1 else None
+    what = next((kind for kind, names in FUNCTIONS.items() if name in names.split()), None)
+    return what if what == "view" or len(inputs) == 1 else None
 
 
 def refusal(node: fx.Node, more: str = "", method: str = "LRP") -> ValueError:
-    """That a method has no rule for a step: which step, and where it stands."""
+    """The error for a step that ``method`` has no rule for: names the step and its place."""
     where = f"in {_place(node)!r}" if _place(node) else "in the network's own forward"
     return ValueError(
         f"{method} has no rule for `{node.meta['operation']}`{more} {where} (step {node.name!r}): "
@@ -214,34 +191,29 @@ def frozen_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for module in model.modules():
-        for tensor in _tensors(list(vars(module).values())):  # kept features are among them
-            weight = isinstance(tensor, nn.Parameter)
-            if (share and not tensor.is_inference()) or not (weight or tensor.grad_fn is None):
-                plain = tensor.detach()
-            elif tensor.is_inference():
-                plain = tensor.detach().clone()
-            else:
-                continue
-            memo[id(tensor)] = nn.Parameter(plain, requires_grad=False) if weight else plain
+        for tensor in _tensors(list(vars(module).values())):  # also features that a module keeps
+            plain = tensor.detach()
+            if not share or tensor.is_inference():
+                plain = plain.clone()
+            if isinstance(tensor, nn.Parameter):
+                plain = nn.Parameter(plain, requires_grad=False)
+            memo[id(tensor)] = plain
     return copy.deepcopy(model, memo).eval().requires_grad_(False)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(entry)
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    return [leaf for leaf in tree_iter(value) if isinstance(leaf, Tensor)]
 
 
 def _folded(private: nn.Module) -> nn.Module:
-    """``private`` with plain weights where parametrisations compute them, and norms by themselves.
+    """``private`` with plain weights in place of parametrisations, and norms without activations.
 
-    Weights of half precision become float32, all in the memory format that convolutions like.
+    Weights of half precision become float32; all are in the memory format channels last.
     """
     for name, module in list(private.named_modules()):
         if hasattr(module, "inplace"):
-            module.inplace = False  # what is kept must not be written to
+            module.inplace = False  # features that are kept must not be overwritten
         if parametrize.is_parametrized(module):
             # not by its own remover, which changes the class, and so the network that was copied
             plain = {weight: getattr(module, weight).detach() for weight in module.parametrizations}
@@ -249,15 +221,13 @@ def _folded(private: nn.Module) -> nn.Module:
             module.__class__ = type(module).__bases__[0]
             for weight, value in plain.items():
                 module.register_parameter(weight, nn.Parameter(value))
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, nn.utils.weight_norm.__globals__["WeightNorm"]):
-                nn.utils.remove_weight_norm(module, hook.name)
-            elif isinstance(hook, nn.utils.spectral_norm.__globals__["SpectralNorm"]):
-                nn.utils.remove_spectral_norm(module, hook.name)
-            elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):  # weight norm, pruning, …
+                weight = getattr(hook, "name", None) or hook._tensor_name
+                hook(module, ())  # computes the weight as it does before each pass
+                module.register_parameter(weight, nn.Parameter(vars(module).pop(weight).detach()))
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()  # of the user; if they change anything the check will tell
+            hooks.clear()  # the user's; the check fails if they change anything
         if name and isinstance(module, BatchNorm) and module._modules:
             private.set_submodule(name, _split_norm(module))
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in private.parameters()):
@@ -274,18 +244,21 @@ def _split_norm(module: nn.Module) -> nn.Module:
 
 # --- tracing -------------------------------------------------------------------------------------
 
-_tracing = threading.Lock()
-
 
 class _Tracer(fx.Tracer):
     """Keeps known layers whole, subclasses included, and leaves other threads alone.
 
     While ``torch.fx`` traces, calls of modules are rerouted for the whole process.
+
+    Parameters
+    ----------
+    cuts
+        Layers the output of which must be a step of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: Sequence[str]) -> None:
         super().__init__()
-        self.thread = threading.get_ident()
+        self.cuts, self.thread = cuts, threading.get_ident()
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, LEAVES) or super().is_leaf_module(module, name)
@@ -299,14 +272,14 @@ class _Tracer(fx.Tracer):
             if not self.is_leaf_module(module, ""):
                 return forward(*args, **kwargs)
             self.submodule_paths[module] = f"inline_{len(self.submodule_paths)}"
-            twin = _folded(frozen_copy(module, share=True))  # it is the user's own
+            twin = _folded(frozen_copy(module, share=True))  # it belongs to the user
             self.root.add_module(self.submodule_paths[module], twin)
         result = super().call_module(module, forward, args, kwargs)
         name = self.path_of_module(module)
         if isinstance(result, fx.Proxy):
-            if not self.is_leaf_module(module, name):  # what it returns may not be its last step
+            if name in self.cuts and not self.is_leaf_module(module, name):
                 result = self.create_proxy("call_function", _returned, (result,), {})
-            result.node.meta["layers"] = [name]
+            result.node.meta.setdefault("layers", []).append(name)
         return result
 
     def getattr(self, name: str, value: object, cache: dict) -> object:
@@ -316,48 +289,41 @@ class _Tracer(fx.Tracer):
 
 
 def _returned(x: Tensor) -> Tensor:
-    """What a container returns, as a step of its own: it may be used inside the container, too."""
+    """The output of a container as a step of its own: ``x`` may be used inside it, too."""
     return x
 
 
 class _Shapes(fx.Interpreter):
-    """Notes shapes, sizes and what varies with the pixels, on one image."""
+    """Notes for every node its operation, its shape or constant, and if it varies with pixels."""
 
     def run_node(self, node: fx.Node) -> object:
         result = super().run_node(node)
-        node.meta["operation"] = _operation(self.module, node)
-        node.meta["shape"] = result.shape if isinstance(result, Tensor) else None
-        node.meta["constant"] = None if list(_tensors(result)) else result
-        attribute = isinstance(result, Tensor) and name_of(node) == "getattr"
-        query = node.op != "call_module" and name_of(node) in FUNCTIONS["query"] and not attribute
+        is_module, is_tensor = node.op == "call_module", isinstance(result, Tensor)
+        module = self.fetch_attr(node.target) if is_module else None
+        query = not is_module and name_of(node) in FUNCTIONS["query"].split()
+        query = query and not (is_tensor and name_of(node) == "getattr")
+        node.meta["operation"] = type(module).__name__ if is_module else name_of(node)
+        node.meta["shape"] = result.shape if is_tensor else None
+        node.meta["constant"] = None if _tensors(result) else result
         node.meta["varies"] = node.op == "placeholder" or bool(varying(node) and not query)
         return result
 
 
-def _traced(private: nn.Module, layers: Iterable[str], example: Tensor) -> fx.GraphModule:
+def _traced(private: nn.Module, layers: Sequence[str], example: Tensor) -> fx.GraphModule:
     """``private`` as a graph of plain steps, with merged batch norms and nothing done in place."""
     base = type(private)
-    if len(inspect.signature(private.forward).parameters) > 1:  # what is optional keeps its default
-        forward = {"forward": lambda self, images: base.forward(self, images)}
-        private.__class__ = type(base.__name__, (base,), forward)
-    with _tracing:
-        graph = _Tracer().trace(private)
-    for node in graph.nodes:
-        names = node.meta.get("layers", [])
-        if node.target is _returned and not set(names) & set(layers):
-            node.args[0].meta["layers"] = [*node.args[0].meta.get("layers", []), *names]
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    net = fx.GraphModule(private, graph)
+    forward = {"forward": lambda self, images: base.forward(self, images)}  # options at defaults
+    private.__class__ = type(base.__name__, (base,), forward)
+    net = fx.GraphModule(private, _Tracer(layers).trace(private))
     _once_each(net)
     for node in net.graph.nodes:
         _out_of_place(net, node)
-    kept = {_end(net.graph, layer) for layer in layers}
-    for node in list(net.graph.nodes):
-        _merge_norm(net, node, kept)
+    cuts = {_end(net.graph, layer) for layer in layers}
+    for node in net.graph.nodes:
+        _merge_norm(net, node, cuts)
     net.recompile()
     with torch.no_grad():
-        _Shapes(net, garbage_collect_values=True).run(example)
+        _Shapes(net).run(example)
     return net
 
 
@@ -370,7 +336,7 @@ def _end(graph: fx.Graph, layer: str) -> fx.Node:
 
 
 def _once_each(net: fx.GraphModule) -> None:
-    """A module that runs twice gets a copy for the second run."""
+    """Give a module that runs twice a copy for the second run."""
     seen = set()
     for node in net.graph.nodes:
         if node.op == "call_module":
@@ -382,74 +348,65 @@ def _once_each(net: fx.GraphModule) -> None:
 
 
 def _out_of_place(net: fx.GraphModule, node: fx.Node) -> None:
-    """Write into nothing, operands in order; ReLUs as modules, so that methods can tell them."""
+    """Let a step write to no tensor, with operands in order; functional ReLUs become modules."""
+    if not node.op.startswith("call"):
+        return
     named = dict(node.kwargs)
     if "out" in named:
         raise ValueError(f"`{name_of(node)}` writes into another tensor")
-    if node.op in ("call_function", "call_method", "call_module"):
-        first, last = ([named.pop(key)] * 1 if key in named else [] for key in ("input", "other"))
-        node.args, node.kwargs = (*first, *node.args, *last), named
-    if node.op == "call_method" and node.target.endswith("_") and node.target[:-1] not in ("", "_"):
-        node.target = node.target.rstrip("_")
-    if node.op not in ("call_function", "call_method"):
-        return
-    node.target = OUT_OF_PLACE.get(node.target, node.target)
-    if node.op == "call_function" and name_of(node).endswith("_"):
-        name = name_of(node)[:-1]
-        node.target = getattr(nn.functional, name, None) or getattr(torch, name)
-    if name_of(node) in ("relu", "relu6"):
-        name = _add(net, node, nn.ReLU() if name_of(node) == "relu" else nn.ReLU6())
-        node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
-        return
-    if "inplace" in node.kwargs:
-        node.kwargs = {**node.kwargs, "inplace": False}
+    first, last = ([named.pop(key)] if key in named else [] for key in ("input", "other"))
+    if "inplace" in named:
+        named["inplace"] = False
+    node.args, node.kwargs = (*first, *node.args, *last), named
+    name = name_of(node)
+    if node.op == "call_method" and name.endswith("_") and not name.endswith("__"):
+        node.target = name.rstrip("_")
+    if node.op == "call_function":
+        node.target = OUT_OF_PLACE.get(node.target, node.target)
+        if name.endswith("_"):
+            node.target = getattr(nn.functional, name[:-1], None) or getattr(torch, name[:-1])
+    if node.op != "call_module" and name_of(node) in RELUS:
+        _call(net, node, RELUS[name_of(node)](), node.args[:1])
 
 
-def _add(net: fx.GraphModule, node: fx.Node, module: nn.Module) -> str:
-    """Give ``module`` a name where ``node`` stands, so that rules by depth find it there."""
+def _call(net: fx.GraphModule, node: fx.Node, module: nn.Module, args: tuple) -> None:
+    """Make ``node`` a call of ``module``, named by its place so that rules by depth find it."""
     place = _place(node)
     name = f"{place}.{node.name}" if place else node.name
     if name in dict(net.named_modules()):
         name += "_step"
     net.add_submodule(name, module.eval())
-    return name
+    node.op, node.target, node.args, node.kwargs = "call_module", name, args, {}
 
 
-def _merge_norm(net: fx.GraphModule, node: fx.Node, kept: set[fx.Node]) -> None:
+def _merge_norm(net: fx.GraphModule, node: fx.Node, cuts: set[fx.Node]) -> None:
     """Fold a batch norm into the convolution or dense layer that runs right before it."""
     norm = net.get_submodule(node.target) if node.op == "call_module" else None
     if not isinstance(norm, (BatchNorm, FrozenBatchNorm2d)) or norm.running_mean is None:
         return
     source = node.args[0]
-    if source.op != "call_module" or len(source.users) > 1 or source in kept:
+    if source.op != "call_module" or len(source.users) > 1 or source in cuts:
         return
     linear = net.get_submodule(source.target)
-    moments = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    if isinstance(linear, Convolution):
-        turned = isinstance(linear, nn.modules.conv._ConvTransposeNd)
-        if turned and linear.groups > 1:
-            return
-        merged = fusion.fuse_conv_bn_weights(linear.weight, linear.bias, *moments, turned)
-    elif isinstance(linear, nn.Linear):
-        one, zero = torch.ones_like(norm.running_var), torch.zeros_like(norm.running_mean)
-        weight = one if norm.weight is None else norm.weight
-        bias = zero if norm.bias is None else norm.bias
-        merged = fusion.fuse_linear_bn_weights(
-            linear.weight, linear.bias, *moments[:3], weight, bias
-        )
-    else:
+    transposed = isinstance(linear, nn.modules.conv._ConvTransposeNd)
+    if not isinstance(linear, (Convolution, nn.Linear)) or (transposed and linear.groups > 1):
         return
-    linear.weight, linear.bias = (nn.Parameter(x.detach(), requires_grad=False) for x in merged)
+    moments = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weights = fusion.fuse_conv_bn_weights(linear.weight, linear.bias, *moments, transposed)
+    linear.weight, linear.bias = (nn.Parameter(x.detach(), requires_grad=False) for x in weights)
     net.set_submodule(node.target, nn.Identity())
 
 
 # --- cutting -------------------------------------------------------------------------------------
 
 Part = Callable[..., tuple[Tensor, ...]]
+Nodes = Collection[fx.Node]
+RelevanceAt = Callable[[Tensor], Tensor]
+"""Maps the features (or logits) at which relevance starts to that relevance."""
 
 
-class _Beside(ValueError):
-    """Two layers of which none is computed from the other."""
+class _NotNested(ValueError):
+    """Of two layers none is computed from the other."""
 
 
 def _parts(net: fx.GraphModule, layers: Sequence[str]) -> tuple[Part, ...]:
@@ -458,83 +415,66 @@ def _parts(net: fx.GraphModule, layers: Sequence[str]) -> tuple[Part, ...]:
     A piece holds the steps that depend on the layer below it. Beside the features it takes and
     returns what else is still needed, such as the skip connection around a layer.
     """
+    nodes = list(net.graph.nodes)
     cuts = [_end(net.graph, layer) for layer in layers]
     level: dict[fx.Node, int] = {}
-    for node in net.graph.nodes:
-        above = [level[source] + (source in cuts) for source in varying(node)]
-        level[node] = max(above, default=0)
+    for node in nodes:
+        level[node] = max((level[x] + (x in cuts) for x in varying(node)), default=0)
     for place, (layer, node) in enumerate(zip(layers, cuts, strict=True)):
         if level[node] != place:
-            raise _Beside(f"layer {layer!r} does not run above {layers[place - 1]!r}")
-    output = next(node for node in net.graph.nodes if node.op == "output")
-    ends = [*cuts, output.args[0]]
-    pieces, carried = [], []
-    for place, end in enumerate(ends):
-        begins = carried if place == 0 else [cuts[place - 1], *carried]
-        steps = [n for n in net.graph.nodes if n.meta["varies"] and level[n] == place]
-        later = [n for n in net.graph.nodes if level[n] > place and n.meta["varies"]]
-        needed = {source for node in later for source in _sources(node)}
-        known = [*steps, *begins]
-        carried = [node for node in known if node in needed and node is not end]
-        pieces.append(_piece(net, begins, steps, [end, *carried] if later else [end]))
+            raise _NotNested(f"layer {layer!r} does not run above {layers[place - 1]!r}")
+    pieces, inputs = [], []
+    for place, end in enumerate([*cuts, nodes[-1].args[0]]):
+        below = {node for node in nodes if node.meta["varies"] and level[node] <= place}
+        above = [node for node in nodes if node.meta["varies"] and node not in below]
+        needed = _ancestors(net, above, below) & below
+        outputs = [end, *(node for node in nodes if node in needed and node is not end)]
+        pieces.append(_piece(net, inputs, outputs))
+        inputs = outputs
     return tuple(pieces)
 
 
-def _sources(node: fx.Node) -> set[fx.Node]:
-    """The varying nodes that ``node`` is computed from, also by way of sizes and constants."""
-    found = set()
-    for source in node.all_input_nodes:
-        found |= {source} if source.meta["varies"] else _sources(source)
-    return found
+def _ancestors(net: fx.GraphModule, ends: Nodes, known: Nodes) -> set[fx.Node]:
+    """``ends`` and all that they are computed from, down to the nodes that are known."""
+    needed = set(ends)
+    for node in reversed(net.graph.nodes):
+        if node in needed and node not in known:
+            needed.update(node.all_input_nodes)
+    return needed
 
 
-def _piece(
-    net: fx.GraphModule, begins: list[fx.Node], steps: list[fx.Node], ends: list[fx.Node]
-) -> Part:
-    graph, copies = fx.Graph(), {}
-    for node in begins:
-        copies[node] = graph.placeholder(node.name)
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            for source in node.all_input_nodes:
-                copied(source)
+def _piece(net: fx.GraphModule, inputs: Nodes, outputs: Nodes) -> Part:
+    """The steps that compute ``outputs`` from ``inputs``, as a module."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    needed = _ancestors(net, outputs, inputs)
+    for node in net.graph.nodes:
+        if node in needed and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        return copies[node]
-
-    for node in steps:
-        if node.op != "output":
-            copied(node)
-    graph.output(tuple(copied(node) for node in ends))
-    module = fx.GraphModule(net, graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    graph.output(tuple(copies[node] for node in outputs))
+    return fx.GraphModule(net, graph)
 
 
-def _hooked(given: nn.Module, layers: Sequence[str]) -> tuple[Part, ...]:
+def _hooked(model: nn.Module, layers: Sequence[str]) -> tuple[Part, ...]:
     """The same through hooks, for what cannot be traced: each piece starts from the images."""
     lock = threading.RLock()
 
     def run(place: int, features: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         images, *earlier = others or (features,)
-        replaced = [*earlier, features] if others else []
-        with lock, ExitStack() as hooks:
-            for layer, value in zip(layers, replaced, strict=False):
-                hook = partial(_replace, value)
-                handle = find_layer(given, layer).register_forward_hook(hook)
-                hooks.callback(handle.remove)
+        values = [*earlier, features] if others else []
+        # copies, as an in-place ReLU behind the layer would write to our tensors
+        hooks = {
+            layer: lambda output, value=value: value.to(output.dtype, copy=True)
+            for layer, value in zip(layers, values, strict=False)
+        }
+        with lock, hooked(model, hooks):
             if place == len(layers):
-                return (given(images),)
-            features = run_until(given, layers[place], images)
-            wide = torch.promote_types(features.dtype, torch.float32)
-            return (features.to(wide), images, *replaced)
+                return (model(images),)
+            features = run_until(model, layers[place], images)
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return (features.to(wide), images, *values)
 
     return tuple(partial(run, place) for place in range(len(layers) + 1))
-
-
-def _replace(value: Tensor, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-    return value.to(output.dtype, copy=True)  # an in-place ReLU behind must not write into ours
 
 
 # --- the explicit form ---------------------------------------------------------------------------
@@ -557,23 +497,25 @@ class Explicit:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor) -> None:
-        self.network = type(model).__name__
-        own = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
-        logits, features = _run(own, layers, example)
+        self.network, self._key = type(model).__name__, _key(model, layers, example)
+        twin = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
+        logits, features = _run(twin, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
+        self._ruled: dict[str | None, fx.GraphModule] = {}
+        self._lock = threading.RLock()
         try:
             private = _folded(frozen_copy(model, share=True))
-            self._net = _traced(private, self.layers, example.to(dtype_of(private, example)))
-            head, *above = _parts(self._net, self.layers)
             dtype = dtype_of(private, example)
+            self._net = _traced(private, self.layers, example.to(dtype))
+            head, *above = _parts(self._net, self.layers)
             self.parts = (lambda images: head(images.to(dtype)), *above)
             self._check(example, logits, features)
-        except (_Beside, torch.OutOfMemoryError):
+        except (_NotNested, torch.OutOfMemoryError):
             raise
         except Exception as error:  # torch.fx raises anything on code that it cannot trace
             first = str(error).strip().split("\n")[0].rstrip(".")
             self.reason, self._net = first or type(error).__name__, None
-            self.parts = _hooked(own, self.layers)
+            self.parts = _hooked(twin, self.layers)
             self._check(example, logits, features)
             if layers:
                 warnings.warn(
@@ -581,8 +523,6 @@ class Explicit:
                     "whole network at every step, and relevance is refused",
                     stacklevel=4,
                 )
-        self._ruled: dict[str | None, fx.GraphModule] = {}
-        self._lock = threading.RLock()
 
     @torch.no_grad()
     def _check(self, example: Tensor, logits: Tensor, features: dict[str, Tensor]) -> None:
@@ -596,17 +536,30 @@ class Explicit:
             values = tuple(value.repeat_interleave(2, 0) for value in values)
 
     @torch.no_grad()
-    def fits(self, model: nn.Module, example: Tensor) -> bool:
-        """Whether ``model`` is still what it was, on one image: fingerprints tell of weights only.
+    def fits(self, model: nn.Module, layers: Iterable[str], example: Tensor) -> bool:
+        """Whether this is still the form of ``model``, cut behind ``layers``, for such images.
 
-        An activation may have been exchanged, an attribute set, a hook added.
+        The state tells of weights only, so one image is run as well: an activation may have been
+        exchanged, an attribute set, a hook added.
         """
+        if self._key != _key(model, layers, example):
+            return False
         try:
             with errors_in_words(example):
                 self._check(example, _logits(model(example)), {})
         except ValueError:
             return False
         return True
+
+    @property
+    def plain(self) -> fx.GraphModule:
+        """The whole network as a graph of plain steps; raises where it could not be traced."""
+        if self._net is None:
+            raise ValueError(
+                f"{self.network} cannot be traced ({self.reason}): choose a method that needs "
+                "no relevance, such as IBA"
+            )
+        return self._net
 
     def ruled(self, layer: str | None, example: Tensor) -> fx.GraphModule:
         """The part below ``layer``, or the whole network (None), with a rule for every step.
@@ -616,23 +569,16 @@ class Explicit:
         ValueError
             A step has no rule, or relevance is lost or made: says where.
         """
-        if self._net is None:
-            raise ValueError(
-                f"{self.network} cannot be traced ({self.reason}): relevance needs a forward pass "
-                "without such steps; IBA works without"
-            )
         with self._lock:
             if layer not in self._ruled:
-                net = _ruled(self._net, layer)
-                _check_whole(net, self._net, example, self.network, layer)
-                self._ruled[layer] = net
+                self._ruled[layer] = _ruled(self.plain, layer, example, self.network)
             return self._ruled[layer]
 
     def propagate(
         self,
         layer: str | None,
         images: Tensor,
-        start: Callable[[Tensor], Tensor],
+        start: RelevanceAt,
         composite: Composite,
         names: Iterable[str] = (),
     ) -> dict[str, Tensor]:
@@ -643,7 +589,7 @@ class Explicit:
         layer
             Where relevance starts; None: at the logits.
         start
-            Gives the relevance that starts there, of what is computed there.
+            Maps the features (or logits) of the layer to the relevance that starts there.
         names
             Names of layers below; those that do not run there are left out.
         """
@@ -651,14 +597,10 @@ class Explicit:
         with self._lock:
             return _propagate(net, images, start, composite, names)
 
-    @property
-    def plain(self) -> fx.GraphModule:
-        """The whole network as a graph of plain steps; raises where it could not be traced."""
-        if self._net is None:
-            raise ValueError(
-                f"{self.network} cannot be traced ({self.reason}): this method needs its steps"
-            )
-        return self._net
+
+def _key(model: nn.Module, layers: Iterable[str], example: Tensor) -> tuple:
+    """A key of what an explicit form is made for: state of the network, layers, kind of images."""
+    return state_of(model), {*layers}, example.shape[1:], example.device, example.dtype
 
 
 def dtype_of(model: nn.Module, like: Tensor) -> torch.dtype:
@@ -671,29 +613,24 @@ def _run(
     model: nn.Module, layers: Sequence[str], example: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits and features of one image, by layer in the order of running; refuses odd layers."""
-    calls: list[str] = []
-    with ExitStack() as hooks:
-        for layer in layers:
-            count = partial(lambda layer, *_: calls.append(layer), layer)
-            hooks.callback(find_layer(model, layer).register_forward_hook(count).remove)
-        with watched(model, layers) as features, errors_in_words(example):
-            logits = model(example)
-    _logits(logits)
+    features: dict[str, Tensor] = {}
+
+    def record(layer: str, output: Tensor) -> None:
+        if layer in features:
+            raise ValueError(f"layer {layer!r} runs twice in one pass: choose one that runs once")
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise ValueError(
+                f"layer {layer!r} returns features of shape {shape_or_type(output)}: choose a "
+                "layer with maps (B×C×h×w)"
+            )
+        features[layer] = output.clone()  # an in-place ReLU behind the layer would overwrite it
+
+    hooks = {layer: partial(record, layer) for layer in layers}
+    with hooked(model, hooks), errors_in_words(example):
+        logits = _logits(model(example))
     for layer in layers:
-        if calls.count(layer) == 0:
+        if layer not in features:
             raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")
-        if calls.count(layer) > 1:
-            raise ValueError(
-                f"layer {layer!r} runs {calls.count(layer)} times in one pass: choose one that "
-                "runs once"
-            )
-        found = features[layer]
-        if not isinstance(found, Tensor) or found.ndim != 4:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"layer {layer!r} returns features of shape {shape}: choose a layer with maps "
-                "(B×C×h×w)"
-            )
     return logits, features
 
 
@@ -701,14 +638,14 @@ def _logits(output: object) -> Tensor:
     """``output``, if it is a matrix of logits."""
     if isinstance(output, Tensor) and output.ndim == 2:
         return output
-    kind_ = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise ValueError(
-        f"the network must return logits, images × classes, and not {kind_}: wrap it in a module "
-        "that does"
+        f"the network must return logits, images × classes, and not {shape_or_type(output)}: wrap "
+        "it in a module that does"
     )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a`` is ``b``, or copies of every image of it, within the precision of b."""
     coarse = b.dtype in (torch.float16, torch.bfloat16)
     b = b.to(a.dtype).repeat_interleave(len(a) // len(b), 0)
     scale = b.abs().max().item() or 1.0
@@ -718,66 +655,86 @@ def _same(a: Tensor, b: Tensor) -> bool:
 # --- the part that relevance goes through --------------------------------------------------------
 
 
-def _ruled(plain: fx.GraphModule, layer: str | None) -> fx.GraphModule:
-    """A copy of ``plain`` up to ``layer`` in which every step hands relevance on by a rule."""
-    with torch.inference_mode(False):
-        net = frozen_copy(plain, share=True)
-    output = next(node for node in net.graph.nodes if node.op == "output")
-    if layer is not None:
-        output.args = (_end(net.graph, layer),)
-    elif not isinstance(output.args[0], fx.Node):
-        raise ValueError("the network does not return one tensor of logits")
-    net.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+def _ruled(
+    plain: fx.GraphModule, layer: str | None, example: Tensor, network: str
+) -> fx.GraphModule:
+    """A copy of ``plain`` up to the output of ``layer`` (None: all), with a rule for every step.
+
+    Refused where the copy computes something else, or loses random relevance by z⁺.
+    """
+    end = list(plain.graph.nodes)[-1].args[0] if layer is None else _end(plain.graph, layer)
+    net = frozen_copy(_piece(plain, (), [end]), share=True)
+    with torch.no_grad():
+        (expected,) = net(example.to(dtype_of(net, example)))
     for node in list(net.graph.nodes):
-        if node.meta["varies"] and node.op in ("call_module", "call_function", "call_method"):
-            _give_rule(net, node, kind(net, node))
+        if node.op.startswith("call") and node.meta["varies"]:
+            _give_rule(net, node)
     net.graph.lint()
-    net.recompile()
-    return _InOrder(net, net.graph)
+    net = _InOrder(net, net.graph)
+    relevance = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))
+    relevance = relevance.to(expected)
+
+    def start(output: Tensor) -> Tensor:
+        if not _same(output, expected):
+            raise ValueError(f"{network} with rules is no longer the same network: use another")
+        return relevance
+
+    pixels = _propagate(net, example, start, rules.composite(), ())["pixels"].double()
+    total = relevance.double().sum().item()
+    arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
+    if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
+        where = "the logits" if layer is None else f"layer {layer!r}"
+        raise ValueError(
+            f"{network} does not hand relevance down whole (of 1 at {where}, {arrived:.4g} reach "
+            "the pixels): choose a layer below the step that loses it, or another network"
+        )
+    return net
 
 
 class _InOrder(fx.GraphModule):
-    """Composites give the rule of the pixels to the first layer that they meet: as they run."""
+    """Shows composites the modules that take a rule, as they run: the first sees the pixels."""
 
     def named_modules(self, *_args: object, **_named: object) -> Iterator[tuple[str, nn.Module]]:
         yield "", self
         for node in self.graph.nodes:
-            if node.op == "call_module":
+            if node.op == "call_module" and "signal" not in node.meta:
                 yield node.target, self.get_submodule(node.target)
 
 
-def _give_rule(net: fx.GraphModule, node: fx.Node, what: str | None) -> None:
-    """Make a step a module that a rule can be given to, if its gradient is not rule enough."""
+def _give_rule(net: fx.GraphModule, node: fx.Node) -> None:
+    """Prepare a step for relevance, if its gradient is not rule enough.
+
+    Activations, norms, scales and shifts by constants pass all relevance on to their input; gated
+    products to the signal, and the gate gets none: ``node.meta["signal"]``. Sums and averages
+    become modules with a type that composites know.
+    """
+    what, inputs = kind(net, node), varying(node)
+    module = net.get_submodule(node.target) if node.op == "call_module" else None
     if what is None:
         raise refusal(node)
-    if node.op == "call_module":
-        module = net.get_submodule(node.target)
-        if what == "weights" and not _is_linear(module, node):
-            raise refusal(node, ", which changes its weights as it runs,")
-        if what in ("activation", "norm", "affine"):
-            net.set_submodule(node.target, HandOn(module.forward))
-        elif isinstance(module, nn.Upsample):
-            net.set_submodule(node.target, Average(module.forward))
-        elif type(module) is nn.Linear and len(node.meta["shape"]) > 2:
-            net.set_submodule(node.target, DenseMap(module))
-    elif what == "sum":
-        _give_sum(net, node)
+    if what == "weights" and not _is_linear(module, node):
+        raise refusal(node, ", which changes its weights as it runs,")
+    if what in ("activation", "norm", "affine"):
+        node.meta["signal"] = inputs[0]
     elif what == "product":
-        inputs = varying(node)
-        gates = [source for source in inputs if _is_gate(source, node)]
-        if len(gates) != 1:
+        signals = [source for source in inputs if not _is_gate(source, node)]
+        if len(signals) != 1:
             raise refusal(node, " of two signals")
-        inputs.remove(gates[0])
-        _replace_by(net, node, HandOn(torch.mul), (*inputs, *gates))
-    elif what == "average":
+        node.meta["signal"] = signals[0]
+    elif what == "sum":
+        terms = _difference_terms if name_of(node) == "sub" else _terms
+        with node.graph.inserting_before(node):
+            both = node.graph.call_function(terms, node.args[:2])
+        both.meta = {**node.meta, "layers": []}
+        _call(net, node, Sum(-1), (both,))
+    elif isinstance(module, nn.Upsample):
+        net.set_submodule(node.target, Average(module.forward))
+    elif what == "average" and module is None:
         args, named = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: n.meta["constant"])
-        function = _function(node)
-        _replace_by(net, node, Average(lambda x: function(x, *args, **named)), node.args[:1])
-    elif what in ("activation", "norm", "affine"):
-        function, args = _function(node), list(node.args)
-        place = args.index(varying(node)[0])
-        args.insert(0, args.pop(place))
-        _replace_by(net, node, HandOn(partial(_at, place, function)), args, node.kwargs)
+        function = getattr(Tensor, node.target) if node.op == "call_method" else node.target
+        _call(net, node, Average(lambda x: function(x, *args, **named)), node.args[:1])
+    elif type(module) is nn.Linear and len(node.meta["shape"]) > 2:
+        net.set_submodule(node.target, DenseMap(module))
 
 
 def _is_linear(module: nn.Module, node: fx.Node) -> bool:
@@ -787,93 +744,58 @@ def _is_linear(module: nn.Module, node: fx.Node) -> bool:
     shape = node.all_input_nodes[0].meta["shape"]
     draw = torch.Generator().manual_seed(0)
     x, v = (torch.randn(s, generator=draw).to(module.weight) for s in (shape, module.weight.shape))
+    zero = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
 
     def run(weight: Tensor) -> Tensor:
         return functional_call(module, {"weight": weight, **zero}, x)
 
-    zero = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
     with torch.no_grad():
         both, w = run(module.weight - 2 * v), run(module.weight)
         return torch.allclose(both, w - 2 * run(v), rtol=1e-3, atol=1e-4 * w.abs().max().item())
-
-
-def _function(node: fx.Node) -> Callable[..., Tensor]:
-    return getattr(Tensor, node.target) if node.op == "call_method" else node.target
-
-
-def _at(place: int, function: Callable[..., Tensor], x: Tensor, *others: object, **named: object):
-    """``function`` with ``x`` as its argument number ``place``."""
-    return function(*others[:place], x, *others[place:], **named)
-
-
-def _give_sum(net: fx.GraphModule, node: fx.Node) -> None:
-    """x + y as a module of its own; of x − y the second is negated by a step that hands on."""
-    terms = list(node.args[:2])
-    if name_of(node) == "sub":
-        with node.graph.inserting_before(node):
-            negated = node.graph.call_function(torch.neg, (terms[1],))
-        negated.meta = {**node.meta, "layers": []}
-        terms[1] = _replace_by(net, negated, HandOn(torch.neg), negated.args)
-    with node.graph.inserting_before(node):
-        both = node.graph.call_function(_stacked, tuple(terms))
-    both.meta = {**node.meta, "layers": []}
-    _replace_by(net, node, Sum(-1), (both,))
 
 
 def _is_gate(source: fx.Node, product: fx.Node) -> bool:
     """Of a product: the factor that is spread over the other, or comes from a sigmoid."""
     if source.meta["shape"] != product.meta["shape"]:
         return True
-    while name_of(source) in FUNCTIONS["view"] and isinstance(source.args[0], fx.Node):
+    while name_of(source) in FUNCTIONS["view"].split() and isinstance(source.args[0], fx.Node):
         source = source.args[0]  # as of a gate that is expanded
     return "sigmoid" in source.meta["operation"].lower()
 
 
-def _replace_by(
-    net: fx.GraphModule,
-    node: fx.Node,
-    module: nn.Module,
-    args: Iterable,
-    kwargs: dict | None = None,
-) -> fx.Node:
-    """A call of ``module`` in the place of ``node``."""
-    name = _add(net, node, module)
-    with node.graph.inserting_before(node):
-        new = node.graph.call_module(name, tuple(args), dict(kwargs or {}))
-    new.meta = node.meta
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
-    return new
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what some layers give."""
+class _Pass(fx.Interpreter):
+    """A forward pass of which the backward pass is relevance; records the outputs of layers."""
 
     def __init__(self, net: fx.GraphModule, names: Iterable[str]) -> None:
         super().__init__(net)
-        self.names, self.kept = set(names), {}
+        self.names, self.outputs = set(names), {}
 
     def run_node(self, node: fx.Node) -> object:
-        result = super().run_node(node)
+        if "signal" in node.meta:
+            with torch.no_grad():
+                result = super().run_node(node)
+            result = _PassOn.apply(self.env[node.meta["signal"]], result)
+        else:
+            result = super().run_node(node)
         for name in node.meta.get("layers", ()):
             if name in self.names and isinstance(result, Tensor):
-                self.kept[name] = result
+                self.outputs[name] = result
         return result
 
 
 def _propagate(
     net: fx.GraphModule,
     images: Tensor,
-    start: Callable[[Tensor], Tensor],
+    start: RelevanceAt,
     composite: Composite,
-    names: Iterable[str] = (),
+    names: Iterable[str],
 ) -> dict[str, Tensor]:
     # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
     with torch.inference_mode(False), torch.enable_grad(), composite.context(net):
         pixels = images.to(dtype_of(net, images), copy=True).requires_grad_()
-        recorder = _Recorder(net, names)
-        output = recorder.run(pixels)
-        at = {**dict(reversed(recorder.kept.items())), "pixels": pixels}
+        forward = _Pass(net, names)
+        (output,) = forward.run(pixels)
+        at = {**dict(reversed(forward.outputs.items())), "pixels": pixels}
         relevance = start(output.detach()).detach().to(output).clone()
         below = torch.autograd.grad(
             output, list(at.values()), relevance, allow_unused=True, materialize_grads=True
@@ -881,40 +803,6 @@ def _propagate(
     return dict(zip(at, below, strict=True))
 
 
-def _check_whole(
-    net: fx.GraphModule, plain: fx.GraphModule, example: Tensor, network: str, layer: str | None
-) -> None:
-    """Refuse a network that rules have changed, or where random relevance is lost by z⁺."""
-    draw = torch.Generator().manual_seed(0)
-    total = 0.0
-    with torch.no_grad():
-        recorder = _Recorder(plain, [layer])
-        logits = recorder.run(example.to(dtype_of(plain, example)))
-
-    def start(output: Tensor) -> Tensor:
-        nonlocal total
-        if not _same(output, recorder.kept.get(layer, logits)):
-            raise ValueError(f"{network} with rules is no longer the same network: use another")
-        relevance = torch.rand(output.shape, generator=draw).to(output)
-        total = relevance.double().sum().item()
-        return relevance
-
-    pixels = _propagate(net, example, start, rules.composite())["pixels"].double()
-    arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
-    where = "the logits" if layer is None else f"layer {layer!r}"
-    if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
-        raise ValueError(
-            f"{network} does not hand relevance down whole (of 1 at {where}, {arrived:.4g} reach "
-            "the pixels): choose a layer below the step that loses it, or another network"
-        )
-
-
-# --- one for every network and choice of layers --------------------------------------------------
-
-KEPT = 8
-"""Explicit forms of one network that are kept; they share its weights where they can."""
-
-_known: WeakKeyDictionary[nn.Module, Memory[Explicit]] = WeakKeyDictionary()
 _building = threading.RLock()
 
 
@@ -922,7 +810,7 @@ _building = threading.RLock()
 def explicit(
     model: nn.Module, layers: Iterable[str], example: Tensor, known: Explicit | None = None
 ) -> Explicit:
-    """The explicit form of ``model``, cut behind ``layers``; kept until the network changes.
+    """The explicit form of ``model``, cut behind ``layers``: ``known`` where it fits, or a new one.
 
     Parameters
     ----------
@@ -932,6 +820,9 @@ def explicit(
         Names of modules that return maps (B×C×h×w), in any order.
     example
         B×3×H×W, of which one image is run.
+    known
+        The form that an earlier call returned. It is returned again as long as the network is the
+        same, cut behind the same layers, for images of the same size, device and type.
 
     Raises
     ------
@@ -945,12 +836,8 @@ def explicit(
         The network cannot be traced: once, when it is cut.
     """
     layers = tuple(layers)
-    shape, device = tuple(example.shape[1:]), str(example.device)
-    key = (layers, shape, device, example.dtype, fingerprint(model))
+    example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
     with _building:
-        kept = _known.setdefault(model, Memory(KEPT))
-        found = kept.get(key)
-        example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
-        if found is None or not found.fits(model, example):
-            found = kept.put(key, Explicit(model, layers, example))
-    return found
+        if known is not None and known.fits(model, layers, example):
+            return known
+        return Explicit(model, layers, example)

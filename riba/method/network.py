@@ -7,51 +7,35 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 
-def state_of(model: nn.Module) -> tuple:
-    """Changes whenever a weight or buffer is replaced or written to; cheap."""
-    state = model.state_dict()
-    return tuple((name, v.data_ptr(), _version(v), v.sum().item()) for name, v in state.items())
-
-
 def fingerprint(model: nn.Module) -> str:
-    """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits.
-
-    The last one of a model is kept as long as no tensor was replaced or written to: hashing VGG16
-    takes as long as half a step of its bottleneck. Sums notice what was written behind PyTorch's
-    back (``weight.data``).
-    """
-    state = model.state_dict()
-    seen = [(name, v.data_ptr(), _version(v), v.sum().item()) for name, v in state.items()]
-    kept = _fingerprints.get(model)
-    if kept is None or kept[0] != seen:
-        kept = _fingerprints[model] = (seen, _hashed(state))
-    return kept[1]
-
-
-_fingerprints: WeakKeyDictionary[nn.Module, tuple[list, str]] = WeakKeyDictionary()
-
-
-def _version(value: Tensor) -> int:
-    """How often a tensor was written to; inference tensors do not count it."""
-    return 0 if value.is_inference() else value._version
-
-
-def _hashed(state: Mapping[str, Tensor]) -> str:
+    """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in state.items():
+    for name, value in model.state_dict().items():
         value = value.detach().contiguous().cpu()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def state_of(model: nn.Module) -> tuple:
+    """A key that changes whenever a weight or buffer is replaced or written to.
+
+    Much cheaper than :func:`fingerprint`, and valid within one process only: per tensor its name,
+    address, version and sum. The sum detects writes that PyTorch does not count (``weight.data``).
+    """
+    return tuple(
+        # tensors of inference mode have no version
+        (name, x.data_ptr(), 0 if x.is_inference() else x._version, x.sum().item())
+        for name, x in model.state_dict().items()
+    )
 
 
 # --- layers ----------------------------------------------------------------------------------
@@ -102,6 +86,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def shape_or_type(value: object) -> tuple[int, ...] | str:
+    """For messages: the shape of a tensor, the name of the type of anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Refuse what would silently give a wrong map.
 
@@ -117,9 +106,9 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         part = f"the part {training!r} of the model" if training else "the model"
         raise ValueError(f"{part} is in training mode: call model.eval() first")
     if not isinstance(images, Tensor) or images.ndim != 4:
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(
-            f"images must be a B×C×H×W tensor, got {shape}: for one image use image[None]"
+            f"images must be a B×C×H×W tensor, got {shape_or_type(images)}: "
+            "for one image use image[None]"
         )
     if len(images) == 0:
         raise ValueError("the batch of images is empty: pass at least one image")
@@ -134,26 +123,22 @@ def check_images(model: nn.Module, images: Tensor) -> None:
             f"images reach {images.abs().max():.0f}, which looks like 0–255: "
             "scale to 0–1 and normalise as the network expects"
         )
-    _check_fits(model, images)
-
-
-def _check_fits(model: nn.Module, images: Tensor) -> None:
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.device != images.device:
+    weight = next(model.parameters(), images)
+    if weight.device != images.device:
         raise ValueError(
-            f"images are on {images.device}, the model on {parameter.device}: "
-            f"use images.to({str(parameter.device)!r})"
+            f"images are on {images.device}, the model on {weight.device}: "
+            f"use images.to({str(weight.device)!r})"
         )
-    if parameter is not None and parameter.dtype != images.dtype:
-        kinds = [str(x.dtype).removeprefix("torch.") for x in (images, parameter)]
+    if weight.dtype != images.dtype:
+        passed, expected = (str(x.dtype).removeprefix("torch.") for x in (images, weight))
         raise ValueError(
-            f"images are {kinds[0]}, the network {kinds[1]}: use images.to(torch.{kinds[1]})"
+            f"images are {passed}, the network {expected}: use images.to(torch.{expected})"
         )
 
 
 @contextmanager
 def errors_in_words(images: Tensor) -> Iterator[None]:
-    """Within this context the network runs; what it raises of images it does not take is said.
+    """Translates what the network raises for ``images`` it does not take into one sentence.
 
     Raises
     ------
@@ -216,27 +201,21 @@ def class_logit(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Stop(Exception):
-    """Raised by a hook to end a forward pass at the layer that has been reached."""
+    """Raised by a hook to end a forward pass; carries the output of the layer."""
 
 
 @contextmanager
-def stopped_at(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context a forward pass ends at ``module``; its output is in the list.
+def hooked(model: nn.Module, hooks: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
+    """Within this context every layer of ``hooks`` passes its output to the function given for it.
 
-    The output is the layer's own, before an in-place ReLU behind it can overwrite it. The pass
-    ends silently when called through :func:`run_until`.
+    What a function returns replaces the output; None leaves the output as it is.
     """
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        kept.append(output)
-        raise _Stop
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
+    with ExitStack() as handles:
+        for layer, function in hooks.items():
+            module = find_layer(model, layer)
+            hook = lambda _module, _inputs, output, function=function: function(output)  # noqa: E731
+            handles.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 @contextmanager
@@ -244,34 +223,32 @@ def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tenso
     """Outputs of ``layers`` by name, in the order in which a pass within this context runs them."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str, _module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        outputs[name] = output
-        return (
-            output.clone() if isinstance(output, Tensor) else output
-        )  # an in-place ReLU behind would overwrite what is kept
+    def record(layer: str, output: Tensor) -> Tensor:
+        outputs[layer] = output
+        # an in-place ReLU behind the layer must not overwrite what is recorded
+        return output.clone() if isinstance(output, Tensor) else output
 
-    handles = [
-        find_layer(model, name).register_forward_hook(partial(keep, name)) for name in layers
-    ]
-    try:
+    with hooked(model, {layer: partial(record, layer) for layer in layers}):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """Features of ``layer`` (B×C×h×w): a forward pass that ends there.
+
+    The output is the layer's own, before an in-place ReLU behind it can overwrite it.
 
     Raises
     ------
     ValueError
         The layer is defined but the forward pass never runs it.
     """
-    with stopped_at(find_layer(model, layer)) as kept:
-        try:
-            with errors_in_words(images):
-                model(images)
-        except _Stop:
-            return kept[0]
+
+    def stop(output: Tensor) -> None:
+        raise _Stop(output)
+
+    try:
+        with hooked(model, {layer: stop}), errors_in_words(images):
+            model(images)
+    except _Stop as reached:
+        return reached.args[0]
     raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 from torchvision.models import resnet18, vgg16
 
-from riba.method import network
 from riba.method.network import (
     check_images,
     check_targets,
     class_logit,
     find_layer,
     fingerprint,
+    hooked,
     layer_names,
     run_until,
-    stopped_at,
+    state_of,
 )
 from riba.testbed.networks import load_weights, scenenet
 
@@ -45,12 +45,11 @@ def net():
 
 
 def test_an_interrupted_pass_leaves_no_hook(net):
-    def interrupt():
-        with stopped_at(net.features[3]):
-            raise KeyboardInterrupt
+    def interrupt(_output):
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
+    with pytest.raises(KeyboardInterrupt), hooked(net, {"features.3": interrupt}):
+        net(IMAGES)
     assert not net.features[3]._forward_hooks
 
 
@@ -190,17 +189,17 @@ def test_fingerprint_changes_with_any_weight_or_name(net):
     assert fingerprint(net) != before
 
 
-def test_a_kept_fingerprint_notices_what_was_written(monkeypatch):
+def test_the_state_changes_with_everything_that_is_written():
     model = scenenet()
-    first = fingerprint(model)
-    with monkeypatch.context() as patch:
-        patch.setattr(network, "_hashed", None)  # not computed again
-        assert fingerprint(model) == first
+    states = [state_of(model)]
+    assert state_of(model) == states[0]
+    hash(states[0])
     weight = next(model.parameters())
     with torch.no_grad():
         weight[0, 0] += 1
-    second = fingerprint(model)
+    states.append(state_of(model))
     weight.data[0, 0] += 1  # PyTorch does not count this
-    third = fingerprint(model)
+    states.append(state_of(model))
     weight.data = weight.data + 1
-    assert len({first, second, third, fingerprint(model)}) == 4
+    states.append(state_of(model))
+    assert len(set(states)) == 4
