@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from riba.compare import metrics
-from riba.compare.methods import METHODS
+from riba.compare.methods import METHODS, find_method
 from riba.compare.results import write_part
 from riba.method.bottleneck import in_chunks
+from riba.method.network import near_matches
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
@@ -25,6 +26,41 @@ METRICS = (*metrics.LOCALISATION, *CURVE, CONTRAST, *metrics.FAITHFULNESS)
 """Names of everything that can be measured."""
 KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
 """Columns that tell the rows of a table apart."""
+Jobs = list[tuple[str, list[str]]]
+"""Methods, and which metrics of each."""
+EXPLAIN = ("label", "prediction")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What :func:`riba.evaluate` was called for; ``folder`` is where results are stored, or None.
+
+    Raises
+    ------
+    ValueError
+        Unknown method, metric or way to explain, or none.
+    """
+
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    seed: int
+    explain: str
+    folder: Path | None
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            find_method(method)
+        for metric in self.metrics:
+            if metric not in METRICS:
+                near = near_matches(metric, METRICS)
+                raise ValueError(
+                    f"no metric {metric!r}; {near} (riba.evaluation.METRICS lists all)"
+                )
+        for kind in ("methods", "metrics"):
+            if not getattr(self, kind):
+                raise ValueError(f"no {kind}: name at least one")
+        if self.explain not in EXPLAIN:
+            raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {self.explain!r}")
 
 
 @dataclass(frozen=True)
@@ -41,10 +77,8 @@ class Block:
         What a row of the table says about each sample.
     jobs
         Methods, and the metrics that are missing of each.
-    seed, explain
-        As in :func:`riba.evaluate`.
-    folder
-        Where results are stored, if it can be reached; None: nowhere.
+    request
+        Holds the seed, what to explain, and the folder, which a worker may not reach.
     """
 
     images: Tensor
@@ -52,30 +86,29 @@ class Block:
     others: Tensor
     void: Tensor
     rows: list[dict]
-    jobs: list[tuple[str, tuple[str, ...]]]
-    seed: int
-    explain: str
-    folder: Path | None
+    jobs: Jobs
+    request: Request
 
     def results(self, wb: Workbench) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
         block = self.to(wb.device)
         targets, size = block.targets(wb), len(self.rows)
+        seed, folder = self.request.seed, self.request.folder
         for method, names in self.jobs:
 
             def maps_of(part: slice, method: str = method) -> tuple[Tensor]:
-                settings = {"masks": block.masks[part], "seed": self.seed}
+                settings = {"masks": block.masks[part], "seed": seed}
                 return (METHODS[method](wb, block.images[part], targets[part], **settings),)
 
             (maps,), size = in_chunks(maps_of, len(self.rows), size)
             rows = []
             for metric, mask, values in block.measure(wb, targets, maps, names):
-                key = {"method": method, "seed": self.seed, "metric": metric, "mask": mask}
+                key = {"method": method, "seed": seed, "metric": metric, "mask": mask}
                 for row, value in zip(self.rows, values.tolist(), strict=True):
                     rows.append({**row, **key, "value": value})
             frame = pd.DataFrame(rows)
-            if self.folder is not None and self.folder.is_dir():
-                write_part(self.folder, frame, KEYS)
+            if folder is not None and folder.is_dir():
+                write_part(folder, frame, KEYS)
             yield frame
 
     def to(self, device: torch.device) -> Block:
@@ -85,7 +118,7 @@ class Block:
 
     def targets(self, wb: Workbench) -> Tensor:
         """What is explained: B class numbers, or B×classes bool."""
-        if self.explain == "prediction":
+        if self.request.explain == "prediction":
             return wb.predict(self.images).argmax(1)
         return wb.targets([row["label"] for row in self.rows]).to(self.images.device)
 
@@ -96,7 +129,11 @@ class Block:
         for name in names:
             if name in metrics.FAITHFULNESS:
                 metric = metrics.FAITHFULNESS[name]
-                yield name, "none", metric(wb.model, self.images, targets, maps, seed=self.seed)
+                yield (
+                    name,
+                    "none",
+                    metric(wb.model, self.images, targets, maps, seed=self.request.seed),
+                )
         localisation = [name for name in names if name not in metrics.FAITHFULNESS]
         band = metrics.border_band(self.masks) | metrics.border_band(self.others)
         for mask, void in (("strict", self.void), ("banded", self.void | band)):
@@ -134,19 +171,15 @@ class Block:
 
 
 def stacked(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Images and masks of samples, as batches by name of a :class:`Block`."""
-    samples = list(samples)
-    empty = torch.zeros_like(samples[0].mask)
-
-    def filled(masks: list[Tensor | None]) -> Tensor:
-        return torch.stack([empty if mask is None else mask for mask in masks])
-
-    return {
-        "images": torch.stack([sample.image for sample in samples]),
-        "masks": torch.stack([sample.mask for sample in samples]),
-        "others": filled([sample.other for sample in samples]),
-        "void": filled([sample.void for sample in samples]),
-    }
+    """Images and masks of samples as the fields of a :class:`Block`; no mask is an empty mask."""
+    batches = {"images": [], "masks": [], "others": [], "void": []}
+    for sample in samples:
+        nothing = torch.zeros_like(sample.mask)
+        batches["images"].append(sample.image)
+        batches["masks"].append(sample.mask)
+        batches["others"].append(nothing if sample.other is None else sample.other)
+        batches["void"].append(nothing if sample.void is None else sample.void)
+    return {name: torch.stack(batch) for name, batch in batches.items()}
 
 
 def _with_gaps(values: Tensor, rows: Tensor) -> Tensor:

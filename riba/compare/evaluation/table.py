@@ -14,17 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from riba import progress
-from riba.compare.evaluation.blocks import KEYS, METRICS, Block, stacked
+from riba.compare.evaluation.blocks import KEYS, Block, Jobs, Request, stacked
 from riba.compare.evaluation.samples import read_once
 from riba.compare.evaluation.workers import AHEAD, packed, results, unpacked
-from riba.compare.methods import find_method
 from riba.compare.metrics.localisation import BAND
 from riba.compare.results import SETTINGS, open_folder, read_parts, write_part
-from riba.method.network import near_matches
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
-EXPLAIN = ("label", "prediction")
 HEADLINE = ("allocation_area", "rank_accuracy", "mass_accuracy")
 MASKS = ("banded", "none", "strict")
 BATCH = 8
@@ -95,27 +92,17 @@ def evaluate(
     UserWarning
         Of the samples that could not be read.
     """
-    methods, metrics = list(dict.fromkeys(methods)), list(dict.fromkeys(metrics))
-    _check_names(methods, metrics, explain)
-    chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
+    methods, metrics = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics))
     folder = None if out is None else Path(out).resolve()
-    if folder is not None:
-        _open(folder, wb, explain)
-    stored = [] if folder is None else read_parts(folder)
-    frames = [part for part in stored if (part["seed"] == seed).all()]
-    jobs = list(_jobs(rows, methods, metrics, frames, batch))
+    request = Request(methods, metrics, seed, explain, folder)
+    chosen, rows, unreadable = read_once(wb, samples, request)
+    frames = [] if folder is None else _open(wb, request)
+    jobs = list(_jobs(rows, request, frames, batch))
     blocks = (
-        Block(
-            **stacked(chosen[indices]),
-            rows=[rows[index] for index in indices],
-            jobs=missing,
-            seed=seed,
-            explain=explain,
-            folder=folder,
-        )
-        for indices, missing in jobs
+        Block(**stacked(chosen[places]), rows=[rows[i] for i in places], jobs=job, request=request)
+        for places, job in jobs
     )
-    total = sum(len(indices) * len(missing) for indices, missing in jobs)
+    total = sum(len(places) * len(job) for places, job in jobs)
     with progress.counter("maps", total) as bar:
         for frame in _run(wb, blocks, folder, executor, ahead):
             frames.append(frame)
@@ -139,46 +126,28 @@ def _in_order(table: pd.DataFrame, orders: dict[str, Sequence[str]]) -> pd.DataF
     )
 
 
-def _check_names(methods: Sequence[str], metrics: Sequence[str], explain: str) -> None:
-    for method in methods:
-        find_method(method)
-    for metric in metrics:
-        if metric not in METRICS:
-            near = near_matches(metric, METRICS)
-            raise ValueError(f"no metric {metric!r}; {near} (riba.evaluation.METRICS lists all)")
-    for kind, names in (("methods", methods), ("metrics", metrics)):
-        if not names:
-            raise ValueError(f"no {kind}: name at least one")
-    if explain not in EXPLAIN:
-        raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
-
-
 def _jobs(
-    rows: list[dict],
-    methods: Sequence[str],
-    metrics: Sequence[str],
-    frames: list[pd.DataFrame],
-    batch: int,
-) -> Iterator[tuple[list[int], list[tuple[str, tuple[str, ...]]]]]:
+    rows: list[dict], request: Request, frames: list[pd.DataFrame], batch: int
+) -> Iterator[tuple[list[int], Jobs]]:
     """What ``frames`` lack: up to ``batch`` samples, and methods with the metrics of each."""
     measured = set()
     for frame in frames:
         columns = frame[["digest", "method", "metric"]]
         measured.update(columns.itertuples(index=False, name=None))
 
-    def missing(index: int) -> list[tuple[str, tuple[str, ...]]]:
-        digest = rows[index]["digest"]
-        jobs = [
-            (method, tuple(m for m in metrics if (digest, method, m) not in measured))
-            for method in methods
-        ]
-        return [job for job in jobs if job[1]]
+    def missing(place: int) -> Jobs:
+        digest, jobs = rows[place]["digest"], []
+        for method in request.methods:
+            metrics = [m for m in request.metrics if (digest, method, m) not in measured]
+            if metrics:
+                jobs.append((method, metrics))
+        return jobs
 
     for jobs, group in groupby(range(len(rows)), missing):
-        indices = list(group)
+        places = list(group)
         if jobs:
-            for start in range(0, len(indices), batch):
-                yield indices[start : start + batch], jobs
+            for start in range(0, len(places), batch):
+                yield places[start : start + batch], jobs
 
 
 def _run(
@@ -211,8 +180,9 @@ def _work(bench: Workbench | Path, block: Block) -> list[pd.DataFrame]:
         return list(block.results(unpacked(bench) if isinstance(bench, Path) else bench))
 
 
-def _open(folder: Path, wb: Workbench, explain: str) -> None:
-    """The folder of results, new or of the same settings."""
+def _open(wb: Workbench, request: Request) -> list[pd.DataFrame]:
+    """Make the folder, or read what was measured there with the same settings and seed."""
+    folder = request.folder
     is_new = not (folder / SETTINGS).is_file()
     if is_new and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(
@@ -223,7 +193,8 @@ def _open(folder: Path, wb: Workbench, explain: str) -> None:
         "band": BAND,
         "sets": wb.sets and [list(classes) for classes in wb.sets],
         "top": wb.top,
-        "explain": explain,
+        "explain": request.explain,
         "precision": wb.precision and str(wb.precision),
     }
     open_folder(folder, settings, "part-*.parquet")
+    return [part for part in read_parts(folder) if (part["seed"] == request.seed).all()]
