@@ -403,11 +403,11 @@ THREADED = [method for method in METHODS if method != "iba"]
     ],
 )
 def test_threads_give_the_same_table(wb, samples, tmp_path, methods):
-    riba.methods._found.clear()
+    one, other = dataclasses.replace(wb), dataclasses.replace(wb)  # each with a memory of its own
+    ask = {"methods": methods, "samples": samples, "metrics": MEASURES[:1], "batch": 2}
     with ThreadPoolExecutor(2) as pool:
-        threads = evaluate(wb, methods, samples, MEASURES[:1], executor=pool, out=tmp_path, batch=2)
-    riba.methods._found.clear()
-    assert_frame_equal(threads, evaluate(wb, methods, samples, MEASURES[:1], batch=2))
+        threads = evaluate(one, executor=pool, out=tmp_path, **ask)
+    assert_frame_equal(threads, evaluate(other, **ask))
     assert len(parts(tmp_path)) == 3 * len(methods)
 
 
@@ -911,13 +911,15 @@ def test_the_committed_tables_are_what_the_page_shows():
 def test_the_committed_tables_follow_from_the_committed_values():
     table = pd.read_parquet(DATA / "evaluation.parquet")
     table = table[table["metric"].isin([*evaluation.HEADLINE, "two_object_contrast", "deletion"])]
-    table["value"] = table["value"].astype(float)  # float32 in the file: the last digit may differ
+    table["value"] = table["value"].astype(
+        float
+    )  # float32 in the file: the sixth digit may differ by one
     summary = tool.rounded(evaluation.summarise(table))
     keys = ["method", "metric", "mask"]
     faithfulness = pd.read_csv(DATA / "faithfulness.csv").assign(mask="none")
     committed = pd.concat([pd.read_csv(DATA / "evaluation.csv"), faithfulness]).set_index(keys)
     summary = summary.set_index(keys)
-    assert_frame_equal(summary, committed.loc[summary.index], rtol=2e-6, check_dtype=False)
+    assert_frame_equal(summary, committed.loc[summary.index], rtol=1e-5, check_dtype=False)
 
 
 # --- which samples -------------------------------------------------------------------------------

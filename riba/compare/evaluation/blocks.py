@@ -128,12 +128,8 @@ class Block:
         """Metric, kind of mask, and B values, NaN where the metric does not apply."""
         for name in names:
             if name in metrics.FAITHFULNESS:
-                metric = metrics.FAITHFULNESS[name]
-                yield (
-                    name,
-                    "none",
-                    metric(wb.model, self.images, targets, maps, seed=self.request.seed),
-                )
+                metric, seed = metrics.FAITHFULNESS[name], self.request.seed
+                yield name, "none", metric(wb.model, self.images, targets, maps, seed=seed)
         localisation = [name for name in names if name not in metrics.FAITHFULNESS]
         band = metrics.border_band(self.masks) | metrics.border_band(self.others)
         for mask, void in (("strict", self.void), ("banded", self.void | band)):
