@@ -72,7 +72,7 @@ def write_part(folder: Path, frame: pd.DataFrame, keys: list[str], replace: bool
     Parameters
     ----------
     keys
-        Columns that tell rows apart: the file is named by a hash of them.
+        Columns that identify a row: the file is named by a hash of them.
     replace
         Whether a file that is there already is written anew.
     """

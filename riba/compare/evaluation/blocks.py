@@ -25,7 +25,7 @@ CONTRAST = "two_object_contrast"
 METRICS = (*metrics.LOCALISATION, *CURVE, CONTRAST, *metrics.FAITHFULNESS)
 """Names of everything that can be measured."""
 KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
-"""Columns that tell the rows of a table apart."""
+"""Columns that identify a row of the table."""
 Jobs = list[tuple[str, list[str]]]
 """Methods, and which metrics of each."""
 EXPLAIN = ("label", "prediction")
@@ -74,7 +74,7 @@ class Block:
     masks, others, void
         B×H×W bool: the object, objects of other classes, and pixels left out of every measure.
     rows
-        What a row of the table says about each sample.
+        Columns of the table that describe each sample.
     jobs
         Methods, and the metrics that are missing of each.
     request

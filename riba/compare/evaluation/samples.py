@@ -21,7 +21,7 @@ def select(
 
     The network gets the class right, or one of the classes that the label stands for (with a
     second object: both classes are its top two), and the object covers 1–75 % of the image. The
-    samples are read again when they are used: none is kept in memory.
+    samples are read again when they are used: none stays in memory.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def read_once(
 
 
 def _identified(sample: Sample) -> dict[str, object]:
-    """What a row of the table says about its sample; the digest tells samples apart."""
+    """Columns of the table that describe a sample; the digest identifies it."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (sample.image, sample.mask, sample.other, sample.void):
         if tensor is not None:

@@ -1,12 +1,12 @@
-"""Does the network agree with the map? Change the pixels in its order and watch the class.
+"""Faithfulness: change pixels in the order of a map and measure the effect on the class.
 
 Every measure takes the network, images (B×3×H×W), targets (B class numbers or B×classes bool) and
 maps (B×H×W, larger is more important), and returns B values. Pixels of the same value are taken
 in a random order that ``seed`` fixes. They raise ValueError where shapes differ or a map is not
 finite.
 
-Pixels that the network never saw in training make all of these rough; they are read beside
-localisation, not in its place.
+Images changed in this way are unlike those that the network was trained on, so all of these are
+rough: they complement localisation and do not replace it.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
 
 
 def _order(maps: Tensor, seed: int) -> Tensor:
-    """The place of every pixel in the order of importance (B×H×W), 0 first; ties at random."""
+    """Rank of every pixel by importance (B×H×W), from 0; ties at random."""
     flat = maps.flatten(1)
     shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     shuffle = shuffle.to(maps.device)
@@ -150,7 +150,7 @@ def _order(maps: Tensor, seed: int) -> Tensor:
 
 
 def _pixelwise(order: Tensor, tile: int, size: torch.Size) -> Tensor:
-    """The place of every pixel (B×H×W) where whole tiles change: how many pixels came before."""
+    """Rank of every pixel (B×H×W) where whole tiles change: how many pixels change earlier."""
     large = order.repeat_interleave(tile, 1).repeat_interleave(tile, 2)
     ranks = large[:, : size[0], : size[1]].flatten(1)  # tiles at the far borders may be cut
     counts = torch.zeros_like(order.flatten(1)).scatter_add_(1, ranks, torch.ones_like(ranks))
