@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 
 from riba import progress, storage
 from riba.compare.methods import METHODS, find_method, unit
+from riba.compare.results import open_folder
 from riba.method.network import near_matches
 from riba.show import plots
 from riba.testbed import segmentation
@@ -24,13 +25,12 @@ from riba.testbed.networks import NETWORKS, SCENE_NETWORKS
 from riba.workbench import Workbench, load, photo_reference
 
 TABLE = "maps.csv"
-SETTINGS = "settings.json"
 
 
 def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     """Explain every photo that can be read.
 
-    Each photo's files are written when its map is there; what lies in the folder already, of the
+    Each photo's files are written when its map is computed; what is in the folder already, of the
     same settings, is not computed again.
 
     Returns
@@ -43,40 +43,35 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
         A setting does not fit, or a file is missing; says which.
     """
     find_method(arguments.method)
-    wb = bench(arguments)
+    where = {"weights": arguments.weights, "layer": arguments.layer, "device": arguments.device}
+    wb = load(arguments.model, **where)
+    if arguments.reference is not None:
+        reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
+        statistics = reference.statistics(wb.model, wb.layer)
+        wb = replace(wb, reference=reference, statistics=statistics)
     photos = segmentation.unmasked(arguments.photos, wb.prepare, wb.class_names)
-    wanted = None if arguments.label is None else class_number(wb, arguments.label)
-    opened(arguments, wb, wanted)
-    rows, bad = [], []
+    label = None if arguments.label is None else class_number(wb, arguments.label)
+    settings = {"method": arguments.method, "class": label, "seed": arguments.seed}
+    open_folder(arguments.out, wb.facts | settings, "*.npz")
+    rows, unreadable = [], []
     for place in progress.track(range(len(photos)), arguments.method):
         name = photos.entries[place].name
         try:
             image = photos[place].image
         except (OSError, ValueError) as error:
-            bad.append(f"{name}: {error}")
+            unreadable.append(f"{name}: {error}")
             continue
         try:
-            rows.append(explained(wb, name, image, arguments, wanted))
+            rows.append(explained(wb, image, label, arguments, name))
         except ValueError as error:
             if wb.statistics is None:
                 raise ValueError(f"{error}; pass --reference FOLDER of ordinary photos") from error
             raise
-        table = pd.DataFrame(rows)
         with storage.whole(arguments.out / TABLE) as part:
-            table.to_csv(part, index=False)
+            pd.DataFrame(rows).to_csv(part, index=False)
     if not rows:
-        raise ValueError(f"nothing could be explained: {'; '.join(bad)}")
-    return table, bad
-
-
-def bench(arguments: argparse.Namespace) -> Workbench:
-    """The network that was asked for, with statistics of the reference photos, if there are any."""
-    settings = {"weights": arguments.weights, "layer": arguments.layer, "device": arguments.device}
-    wb = load(arguments.model, **settings)
-    if arguments.reference is None:
-        return wb
-    reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
-    return replace(wb, reference=reference, statistics=reference.statistics(wb.model, wb.layer))
+        raise ValueError(f"nothing could be explained: {'; '.join(unreadable)}")
+    return pd.DataFrame(rows), unreadable
 
 
 def class_number(wb: Workbench, label: str) -> int:
@@ -85,7 +80,7 @@ def class_number(wb: Workbench, label: str) -> int:
     Raises
     ------
     ValueError
-        There is none; near matches listed.
+        There is no such class; near matches listed.
     """
     if label.isdecimal() and int(label) < len(wb.class_names):
         return int(label)
@@ -94,41 +89,19 @@ def class_number(wb: Workbench, label: str) -> int:
     return wb.class_names.index(label)
 
 
-def opened(arguments: argparse.Namespace, wb: Workbench, wanted: int | None) -> None:
-    """Make the folder, or see that the maps it holds are of these very settings."""
-    out = arguments.out
-    settings = {
-        **wb.facts,
-        "method": arguments.method,
-        "class": wanted,
-        "seed": arguments.seed,
-    }
-    path = out / SETTINGS
-    if path.is_file() and any(out.glob("*.npz")):
-        if json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise ValueError(f"{out} holds maps of other settings: choose another folder")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with storage.whole(path) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
 def explained(
-    wb: Workbench,
-    name: str,
-    image: torch.Tensor,
-    arguments: argparse.Namespace,
-    wanted: int | None,
+    wb: Workbench, image: Tensor, label: int | None, arguments: argparse.Namespace, name: str
 ) -> dict[str, object]:
     """One photo: its row of the table; its map and sheet are written, if not there already."""
     path = arguments.out / f"{name}.npz"
     probability = wb.predict(image[None])[0]
-    target = probability.argmax().item() if wanted is None else wanted
+    predicted = probability.argmax().item()
+    target = predicted if label is None else label
     digest = hashlib.sha256(image.contiguous().numpy().data).hexdigest()[:16]
-    values = kept(path, digest, target)
+    values = stored_map(path, digest, target)
     if values is None:
         values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0].cpu()
-        with storage.whole(arguments.out / f"{name}.png") as part:
+        with storage.whole(path.with_suffix(".png")) as part:
             sheet(wb.to_rgb(image).numpy(), values).save(part, "PNG")
         with storage.whole(path) as part, part.open("wb") as file:
             facts = {"target": target, "probability": probability.numpy(), "photo": digest}
@@ -137,25 +110,25 @@ def explained(
         "photo": name,
         "class": wb.class_names[target],
         "probability": round(probability[target].item(), 6),
-        "predicted": wb.class_names[probability.argmax().item()],
+        "predicted": wb.class_names[predicted],
         "unit": unit(arguments.method),
         "sum": float(f"{values.double().sum().item():.6g}"),
         "largest": float(f"{values.max().item():.6g}"),
     }
 
 
-def kept(path: Path, digest: str, target: int) -> torch.Tensor | None:
+def stored_map(path: Path, digest: str, target: int) -> Tensor | None:
     """The map at ``path``, if it is of this very photo and class."""
     try:
-        with np.load(path) as found:
-            if (found["photo"], found["target"]) == (digest, target):
-                return torch.from_numpy(found["map"])
+        with np.load(path) as stored:
+            if (stored["photo"], stored["target"]) == (digest, target):
+                return torch.from_numpy(stored["map"])
     except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged
         pass
     return None
 
 
-def sheet(rgb: np.ndarray, values: torch.Tensor) -> Image.Image:
+def sheet(rgb: np.ndarray, values: Tensor) -> Image.Image:
     """Photo (H×W×3 in 0–1), map (H×W) on its own scale, and map over the photo, side by side."""
     row = np.concatenate([rgb, plots.in_colour(values), plots.overlay(rgb, values)], axis=1)
     return Image.fromarray((row * 255).round().astype(np.uint8))
@@ -169,29 +142,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"(H×W, as the network saw the photo) and NAME.png to look at; {TABLE} lists all. Run it "
         "again after a stop: it goes on where it was.",
     )
-    parser.add_argument("photos", type=Path, help="a photo, or a folder of photos")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the maps")
-    parser.add_argument("--model", default="scenenet", help=f"one of {', '.join(NETWORKS)}")
-    parser.add_argument("--method", default="relevance-iba", help="a name out of riba.METHODS")
-    parser.add_argument("--label", help="class to explain, its number or name; else the prediction")
-    parser.add_argument("--layer", help="where the bottleneck sits; else the network's default")
-    parser.add_argument("--weights", help="file of weights, or name of published ones")
-    parser.add_argument(
+    add = parser.add_argument
+    add("photos", type=Path, help="a photo, or a folder of photos")
+    add("--out", type=Path, required=True, help="folder for the maps")
+    add("--model", default="scenenet", help=f"one of {', '.join(NETWORKS)}")
+    add("--method", default="relevance-iba", help="a name out of riba.METHODS")
+    add("--label", help="class to explain, its number or name; else the prediction")
+    add("--layer", help="where the bottleneck sits; else the network's default")
+    add("--weights", help="file of weights, or name of published ones")
+    add(
         "--reference",
         type=Path,
         help="folder of a thousand or more ordinary photos for the feature statistics; needed by "
         f"the bottlenecks of all networks but {' and '.join(SCENE_NETWORKS)}",
     )
-    parser.add_argument("--device", help="cuda, or cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    add("--device", help="cuda, or cpu")
+    add("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     try:
-        table, bad = run(arguments)
+        table, unreadable = run(arguments)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(table.to_string(index=False))
     print(f"{len(table)} maps in {arguments.out}")
-    for sentence in bad:
+    for sentence in unreadable:
         print(f"left out: {sentence}")
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 """Where what is bundled and cached lies."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a map depends on."""
+    packages = ("riba", "torch", "zennit", "numpy", "matplotlib")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from riba.compare import evaluation, metrics
 from riba.compare.evaluation import evaluate, workers
 from riba.storage import DATA
 from riba.testbed import datasets
+from tools import evaluation as tool
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
@@ -315,7 +316,7 @@ from pathlib import Path
 import torch
 import riba
 from riba import datasets, workbench
-from riba.statistics import FeatureStatistics
+from riba.method.statistics import FeatureStatistics
 
 datasets.DATA = home = Path(sys.argv[1])
 workbench.REFERENCE_IMAGES = 40
@@ -402,11 +403,11 @@ THREADED = [method for method in METHODS if method != "iba"]
     ],
 )
 def test_threads_give_the_same_table(wb, samples, tmp_path, methods):
-    riba.methods._found.clear()
+    one, other = dataclasses.replace(wb), dataclasses.replace(wb)  # each with a memory of its own
+    ask = {"methods": methods, "samples": samples, "metrics": MEASURES[:1], "batch": 2}
     with ThreadPoolExecutor(2) as pool:
-        threads = evaluate(wb, methods, samples, MEASURES[:1], executor=pool, out=tmp_path, batch=2)
-    riba.methods._found.clear()
-    assert_frame_equal(threads, evaluate(wb, methods, samples, MEASURES[:1], batch=2))
+        threads = evaluate(one, executor=pool, out=tmp_path, **ask)
+    assert_frame_equal(threads, evaluate(other, **ask))
     assert len(parts(tmp_path)) == 3 * len(methods)
 
 
@@ -439,9 +440,10 @@ def of_a_notebook(model):
 class Afar(Executor):
     """A worker that reads what it is sent, and does not see the folder of results."""
 
-    def submit(self, work, task):
+    def submit(self, work, block):
         future = Future()
-        future.set_result(work(dataclasses.replace(task, folder=None)))
+        request = dataclasses.replace(block.request, folder=None)
+        future.set_result(work(dataclasses.replace(block, request=request)))
         return future
 
 
@@ -488,7 +490,7 @@ def test_a_worker_of_a_pool_is_killed(wb, tmp_path):
     ask = {"methods": METHODS_TO_KILL, "samples": samples, "batch": 2}
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         killer = kill_later(out, lambda: next(iter(pool._processes)))
-        with pytest.raises(RuntimeError, match="results are kept: mend it and start again"):
+        with pytest.raises(RuntimeError, match="results are kept: fix the cause and run it again"):
             evaluate(wb, out=out, executor=pool, **ask)
         killer.join()
     survived = stamped(out)
@@ -530,14 +532,15 @@ def test_a_worker_of_dask_is_killed(wb, cluster, tmp_path):
 
 
 def test_a_worker_that_does_not_reach_the_network_says_so(wb, tmp_path):
-    with workers.packed(wb, tmp_path) as there:
-        assert torch.equal(there.workbench().model.classifier[2].bias, wb.model.classifier[2].bias)
-        altered = dataclasses.replace(there, digest="0" * 64)
+    with workers.packed(wb, tmp_path) as path:
+        unpacked = workers.unpacked(path)
+        assert torch.equal(unpacked.model.classifier[2].bias, wb.model.classifier[2].bias)
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        workers.unpacked.cache_clear()
         with pytest.raises(ValueError, match="is not the file that this run wrote"):
-            altered.workbench()
-    gone = dataclasses.replace(there, path=tmp_path / "gone")
+            workers.unpacked(path)
     with pytest.raises(FileNotFoundError, match="choose as out= a folder that all machines share"):
-        gone.workbench()
+        workers.unpacked(path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -835,11 +838,11 @@ def test_what_was_not_measured_is_left_blank():
 
 
 def test_a_page_is_changed_between_its_marks_only(tmp_path):
-    start, end = evaluation.MARKS
+    start, end = tool.MARKS
     page = tmp_path / "page.md"
     page.write_text(f"# Ωne\n\n{start}\nold\n\n{end}\nafter | it\n", encoding="utf-8")
     for table in ("| a |", "| a |\n| b |"):
-        evaluation.fill_in(page, table)
+        tool.fill_in(page, table)
         assert page.read_text(encoding="utf-8") == (
             f"# Ωne\n\n{start}\n{table}\n{end}\nafter | it\n"
         )
@@ -860,7 +863,7 @@ def test_tables_are_written(tmp_path):
     table = pd.concat(tables, ignore_index=True)
     summary = evaluation.summarise(table)
     folder = tmp_path / "deep" / "data"
-    evaluation.write_tables(table, summary, {"seed": 0, "split": "Prüfung"}, folder)
+    tool.write_tables(table, summary, {"seed": 0, "split": "Prüfung"}, folder)
 
     masked = pd.read_csv(folder / "evaluation.csv")
     assert list(masked.columns) == SUMMARY
@@ -885,7 +888,7 @@ def test_tables_are_written(tmp_path):
 
 def test_without_relevance_iba_nothing_is_compared(tmp_path):
     table = tidy({"iba": {"a": 0.1, "b": 0.2}})
-    evaluation.write_tables(table, evaluation.summarise(table), {}, tmp_path)
+    tool.write_tables(table, evaluation.summarise(table), {}, tmp_path)
     assert not (tmp_path / "comparisons.csv").exists()
     assert (tmp_path / "evaluation.csv").exists()
 
@@ -897,12 +900,26 @@ def test_the_committed_tables_are_what_the_page_shows():
     summary = pd.read_csv(path)
     assert list(summary.columns) == SUMMARY
     assert set(summary["mask"]) == {"strict", "banded"}
-    start, end = evaluation.MARKS
+    start, end = tool.MARKS
     text = page.read_text(encoding="utf-8")
     if start not in text:
         pytest.skip("README has no place for the results")
     shown = text.split(start)[1].split(end)[0].strip("\n")
     assert shown == evaluation.results_table(summary)
+
+
+def test_the_committed_tables_follow_from_the_committed_values():
+    table = pd.read_parquet(DATA / "evaluation.parquet")
+    table = table[table["metric"].isin([*evaluation.HEADLINE, "two_object_contrast", "deletion"])]
+    table["value"] = table["value"].astype(
+        float
+    )  # float32 in the file: the sixth digit may differ by one
+    summary = tool.rounded(evaluation.summarise(table))
+    keys = ["method", "metric", "mask"]
+    faithfulness = pd.read_csv(DATA / "faithfulness.csv").assign(mask="none")
+    committed = pd.concat([pd.read_csv(DATA / "evaluation.csv"), faithfulness]).set_index(keys)
+    summary = summary.set_index(keys)
+    assert_frame_equal(summary, committed.loc[summary.index], rtol=1e-5, check_dtype=False)
 
 
 # --- which samples -------------------------------------------------------------------------------
@@ -967,22 +984,26 @@ def test_pairs_are_both_objects_of_a_scene(wb, pairs):
 # --- the command line ----------------------------------------------------------------------------
 
 
-def command(folder, *words):
+def command(folder, *words, main=evaluation.main):
     few = ["--scenes", "2", "--pairs", "2", "--slow", "2", "--out", str(folder / "parts")]
-    evaluation.main([*few, *words])
+    main([*few, *words])
 
 
-def test_help_names_the_arguments():
+@pytest.mark.parametrize(
+    ("module", "more"), [("riba.evaluation", []), ("tools.evaluation", ["tables", "page"])]
+)
+def test_help_names_the_arguments(module, more):
     done = subprocess.run(
-        [sys.executable, "-m", "riba.evaluation", "--help"],
+        [sys.executable, "-m", module, "--help"],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"COLUMNS": "100"},
+        cwd=DATA.parent,
     )
-    for name in ("split", "scenes", "pairs", "slow", "methods", "metrics", "seed", "workers"):
-        assert f"--{name}" in done.stdout
-    for name in ("out", "tables", "page"):
+    assert f"python -m {module}" in done.stdout
+    names = ("split", "scenes", "pairs", "slow", "methods", "metrics", "seed", "workers", "out")
+    for name in (*names, *more):
         assert f"--{name}" in done.stdout
 
 
@@ -1002,13 +1023,15 @@ def test_a_mistake_ends_in_a_sentence(home, tmp_path, capsys, words, told):
 
 
 def test_the_command_measures_and_writes(home, tmp_path, capsys):
-    start, end = evaluation.MARKS
+    start, end = tool.MARKS
     page = tmp_path / "page.md"
     page.write_text(f"before\n{start}\n{end}\nafter\n", encoding="utf-8")
     chosen = ["--methods", "oracle", "relevance-iba", "random"]
     measured = ["--metrics", *evaluation.HEADLINE, "two_object_contrast", "deletion"]
     tables = tmp_path / "tables"
-    command(tmp_path, *chosen, *measured, "--tables", str(tables), "--page", str(page))
+    command(
+        tmp_path, *chosen, *measured, "--tables", str(tables), "--page", str(page), main=tool.main
+    )
     summary = pd.read_csv(tables / "evaluation.csv")
     assert set(summary["method"]) == {"oracle", "relevance-iba", "random"}
     contrast = summary["metric"] == "two_object_contrast"

@@ -75,7 +75,8 @@ def test_what_is_there_is_not_computed_again(photos, tmp_path, monkeypatch, caps
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     with pytest.raises(SystemExit):
         command(photos, out, "--method", "edges", "--label", "3")
-    assert "holds maps of other settings: choose another folder" in capsys.readouterr().err
+    words = "holds results of other settings (class None there, 3 here): choose another folder"
+    assert words in capsys.readouterr().err
 
 
 def test_another_photo_of_the_same_name_is_explained_anew(wb, photos, tmp_path):
@@ -98,7 +99,7 @@ def test_another_seed_is_another_folder(photos, tmp_path, capsys):
     command(photos / "scene0.png", out, "--method", "random")
     with pytest.raises(SystemExit):
         command(photos / "scene0.png", out, "--method", "random", "--seed", "1")
-    assert "holds maps of other settings" in capsys.readouterr().err
+    assert "holds results of other settings (seed 0 there, 1 here)" in capsys.readouterr().err
 
 
 def test_a_class_can_be_named(wb, photos, tmp_path):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from riba.storage import DATA
+from riba.storage import DATA, versions
 
 FIGURES = DATA.parent / "figures"
 STYLE = Path(__file__).with_name("riba.mplstyle")
@@ -247,12 +245,6 @@ def write_note(path: Path, caption: str, parameters: Mapping[str, object]) -> No
     note = {"caption": caption, "parameters": parameters, "versions": versions()}
     text = json.dumps(note, indent=1, ensure_ascii=False, default=str)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a map depends on."""
-    packages = ("riba", "torch", "zennit", "numpy", "matplotlib")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def to_map(relevance: Tensor) -> Tensor:

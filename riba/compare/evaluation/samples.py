@@ -1,70 +1,139 @@
-"""Which samples can be judged: right class, neither too small nor too large."""
+"""Which samples can be judged, and what the table says about each."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from riba import progress
-from riba.testbed import datasets
+from riba.compare.evaluation.blocks import CONTRAST, Request
+from riba.testbed.datasets import Chosen, Sample, Scenes
 from riba.workbench import Workbench
 
-SMALLEST, LARGEST = 0.01, 0.75
-"""Objects outside this share of the image are not judged."""
-NO_COUNTERPART, UNREADABLE = "no such class in the network", "unreadable"
-UNLABELLED = "no mask or no label"
+SMALLEST_OBJECT, LARGEST_OBJECT = 0.01, 0.75
+"""Shares of the image; samples with smaller or larger objects are not judged."""
 
 
 def select(
-    wb: Workbench, samples: Sequence[datasets.Sample], count: int | None = None
-) -> tuple[datasets.Chosen, dict[str, int]]:
-    """The first ``count`` samples that can be judged, and how many were passed over and why.
+    wb: Workbench, samples: Sequence[Sample], count: int | None = None
+) -> tuple[Chosen, dict[str, int]]:
+    """The first ``count`` samples that can be judged, and how many were left out by reason.
 
     The network gets the class right, or one of the classes that the label stands for (with a
     second object: both classes are its top two), and the object covers 1–75 % of the image. The
-    samples are read again when they are asked for: none is kept in memory.
+    samples are read again when they are used: none stays in memory.
 
     Parameters
     ----------
     count
         How many; None: all there are.
     """
-    kept, passed = [], {"wrong class": 0, "object too small or large": 0}
+    places, left_out = [], {"wrong class": 0, "object too small or large": 0}
     for index in progress.track(range(len(samples)), "choosing samples"):
-        if len(kept) == count:
+        if len(places) == count:
             break
         try:
-            why = _unfit(wb, samples[index])
+            reason = _unfit(wb, samples[index])
         except (OSError, ValueError):
-            why = UNREADABLE
-        if why is None:
-            kept.append((samples, index))
+            reason = "unreadable"
+        if reason is None:
+            places.append((samples, index))
         else:
-            passed[why] = passed.get(why, 0) + 1
-    return datasets.Chosen(kept), passed
+            left_out[reason] = left_out.get(reason, 0) + 1
+    return Chosen(places), left_out
 
 
-def _unfit(wb: Workbench, sample: datasets.Sample) -> str | None:
+def _unfit(wb: Workbench, sample: Sample) -> str | None:
     """Why a sample cannot be judged; None where it can."""
     if sample.mask is None or sample.label is None:
-        return UNLABELLED
-    if not SMALLEST <= sample.mask.double().mean() <= LARGEST:
+        return "no mask or no label"
+    if not SMALLEST_OBJECT <= sample.mask.double().mean() <= LARGEST_OBJECT:
         return "object too small or large"
     classes = wb.classes(sample.label)
     if not classes:
-        return NO_COUNTERPART
+        return "no such class in the network"
     best = wb.predict(sample.image[None])[0].topk(1 if sample.other is None else 2).indices
     return None if set(best.tolist()) & set(classes) else "wrong class"
 
 
-def select_pairs(wb: Workbench, split: str, count: int) -> tuple[datasets.Chosen, dict[str, int]]:
+def select_pairs(wb: Workbench, split: str, count: int) -> tuple[Chosen, dict[str, int]]:
     """Both objects of the first two-object scenes whose classes are the network's top two."""
-    sides = [datasets.Scenes(split, 2 * count, others=1, target=target) for target in (0, 1)]
-    kept, passed = [], 0
+    sides = [Scenes(split, 2 * count, others=1, target=target) for target in (0, 1)]
+    places, left_out = [], 0
     for index in range(2 * count):
-        pair = datasets.Chosen([(side, index) for side in sides])
-        fits = len(select(wb, pair)[0]) == 2
-        passed += not fits
-        kept += pair.places if fits else []
-        if len(kept) == 2 * count:
+        pair = Chosen([(side, index) for side in sides])
+        if len(select(wb, pair)[0]) == 2:
+            places += pair.places
+        else:
+            left_out += 1
+        if len(places) == 2 * count:
             break
-    return datasets.Chosen(kept), {"two objects, not both on top or too small": passed}
+    return Chosen(places), {"two objects, not both on top or too small": left_out}
+
+
+def read_once(
+    wb: Workbench, samples: Sequence[Sample], request: Request
+) -> tuple[Chosen, list[dict[str, object]], list[str]]:
+    """Check samples before they are evaluated.
+
+    Returns
+    -------
+    The samples that can be read, what a row of the table says about each, and why others cannot be
+    read.
+
+    Raises
+    ------
+    ValueError
+        A sample cannot be measured or is there twice, or none can be read.
+    """
+    places, rows, unreadable = [], {}, []
+    for place in progress.track(range(len(samples)), "reading samples"):
+        try:
+            sample = samples[place]
+        except (OSError, ValueError) as error:
+            unreadable.append(str(error))
+            continue
+        row = _identified(sample)
+        _check(wb, sample, row["sample"], request)
+        if row["digest"] in rows:
+            raise ValueError(f"sample {row['sample']} is in the list twice: pass it once")
+        places.append((samples, place))
+        rows[row["digest"]] = row
+    if not rows:
+        reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
+        raise ValueError(f"no samples to evaluate: pass at least one that can be read{reasons}")
+    return Chosen(places), list(rows.values()), unreadable
+
+
+def _identified(sample: Sample) -> dict[str, object]:
+    """Columns of the table that describe a sample; the digest identifies it."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in (sample.image, sample.mask, sample.other, sample.void):
+        if tensor is not None:
+            digest.update(tensor.contiguous().numpy().data)
+    digest.update(str(sample.label).encode())
+    return {
+        "sample": sample.name or digest.hexdigest(),
+        "label": sample.label,
+        "digest": digest.hexdigest(),
+        "area": 0.0 if sample.mask is None else sample.mask.double().mean().item(),
+    }
+
+
+def _check(wb: Workbench, sample: Sample, name: str, request: Request) -> None:
+    if sample.mask is None:
+        raise ValueError(f"sample {name} has no mask: it can be explained, but not judged")
+    if sample.mask.shape != sample.image.shape[1:]:
+        raise ValueError(
+            f"sample {name}: mask {tuple(sample.mask.shape)} and image "
+            f"{tuple(sample.image.shape[1:])} differ in size: resize the mask"
+        )
+    if not sample.mask.any():
+        raise ValueError(f"sample {name}: its mask is empty, drop it first")
+    if CONTRAST in request.metrics and sample.other is None:
+        raise ValueError(f"sample {name} has one object only: {CONTRAST} needs two")
+    if request.explain == "label" and (sample.label is None or not wb.classes(sample.label)):
+        raise ValueError(
+            f"sample {name}: no class of the network stands for its label: take the samples that "
+            "riba.evaluation.select keeps, or explain='prediction'"
+        )

@@ -1,4 +1,4 @@
-"""What the table says: means with intervals, paired comparisons, terciles of object size."""
+"""Statistics of the table: means with intervals, paired comparisons, terciles of object size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
+
+from riba.compare.evaluation.blocks import CONTRAST
 
 
 def summarise(table: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
@@ -79,6 +81,39 @@ def by_size(table: pd.DataFrame) -> pd.Series:
     areas = table.drop_duplicates("digest")["area"]
     edges = [0, *areas.quantile([1 / 3, 2 / 3]), 1]
     return pd.cut(table["area"], edges, labels=["small", "medium", "large"])
+
+
+def results_table(summary: pd.DataFrame) -> str:
+    """The headline numbers of :func:`summarise` as a Markdown table, the best method first.
+
+    Methods are ordered by allocation area, border left out.
+    """
+    columns = {
+        "allocation area": ("allocation_area", "banded"),
+        "strict": ("allocation_area", "strict"),
+        "rank accuracy": ("rank_accuracy", "banded"),
+        "mass accuracy": ("mass_accuracy", "banded"),
+        "mass, strict": ("mass_accuracy", "strict"),
+        "two-object contrast": (CONTRAST, "banded"),
+    }
+    entries = {tuple(row[:3]): row for row in summary.itertuples(index=False)}
+    order = sorted(
+        summary["method"].unique(),
+        key=lambda method: -getattr(entries.get((method, "allocation_area", "banded")), "mean", 0),
+    )
+    lines = [
+        f"| method | {' | '.join(columns)} | scenes |",
+        f"|---|{'---|' * len(columns)}---|",
+    ]
+    for method in order:
+        row = [entries.get((method, *column)) for column in columns.values()]
+        cells = [
+            "–" if entry is None else f"{entry.mean:.3f} ± {(entry.high - entry.low) / 2:.3f}"
+            for entry in row
+        ]
+        scenes = max((entry.n for entry in row if entry is not None), default=0)
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {scenes} |")
+    return "\n".join(lines)
 
 
 def _per_scene(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Series]]:

@@ -1,4 +1,4 @@
-"""Work on other processes and machines: the network travels once, and few results are awaited."""
+"""Work in other processes and machines: the network is sent once, and few results are awaited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -22,86 +21,67 @@ AHEAD = 32
 """Tasks at the workers at once: enough for sixteen of them, and no more in memory."""
 
 
-# --- the network -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A workbench that workers read from a file, once each.
-
-    Attributes
-    ----------
-    path
-        Where it lies.
-    digest
-        Of the file, so that nobody reads another one.
-    """
-
-    path: Path
-    digest: str
-
-    def workbench(self) -> Workbench:
-        """The workbench; the last one is kept.
-
-        Raises
-        ------
-        FileNotFoundError
-            This worker does not reach the file.
-        ValueError
-            It is not the file that was packed.
-        """
-        return _unpacked(self.path, self.digest)
-
-
 @contextmanager
-def packed(wb: Workbench, folder: Path | None) -> Iterator[Packed]:
-    """``wb`` as a file in ``folder``, or in a temporary one, that goes away afterwards."""
-    content = cloudpickle.dumps(wb)  # unlike pickle's, a network defined in a notebook travels too
-    digest = hashlib.sha256(content).hexdigest()
+def packed(wb: Workbench, folder: Path | None) -> Iterator[Path]:
+    """``wb`` as a file in ``folder``, or in a temporary one, that is removed afterwards.
+
+    The file is named by a hash of its content, so that no worker reads another one.
+    """
+    content = cloudpickle.dumps(wb)  # unlike pickle, it also takes classes defined in a notebook
     with tempfile.TemporaryDirectory() as temporary:
-        path = (folder or Path(temporary)).resolve() / f".workbench-{digest[:16]}"
+        path = (folder or Path(temporary)).resolve() / f".workbench-{_digest(content)}"
         with storage.whole(path) as part:
             part.write_bytes(content)
         del content
         try:
-            yield Packed(path, digest)
+            yield path
         finally:
             path.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)
-def _unpacked(path: Path, digest: str) -> Workbench:
+def unpacked(path: Path) -> Workbench:
+    """The workbench of :func:`packed`, read once per worker; the last one stays in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        The worker cannot reach the file.
+    ValueError
+        The file is not the one that was packed.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"a worker does not reach {path}: choose as out= a folder that all machines share"
         )
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
+    if not path.name.endswith(_digest(content)):
         raise ValueError(f"{path} is not the file that this run wrote: start it again")
-    return pickle.loads(content)  # our own, as the digest says
+    return pickle.loads(content)  # safe: the digest shows that this run wrote it
 
 
-# --- the results -----------------------------------------------------------------------------
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def results(executor: Executor, work: Callable, tasks: Iterable, ahead: int = AHEAD) -> Iterator:
-    """What ``work`` gives for every task, in the order in which they are done.
+    """What ``work`` returns for every task, in the order in which they are done.
 
-    Tasks are taken one by one as places become free: those to come are not in memory yet.
+    Tasks are made one by one, when a worker is free: later ones are not in memory yet.
 
     Raises
     ------
     RuntimeError
-        Some tasks failed; after the results of the others, as far as they are to be had.
+        Some tasks failed; raised after the results of all others that can be had.
     """
-    tasks, waiting, failures, tried = iter(tasks), set(), [], 0
+    tasks, waiting, failures, submitted = iter(tasks), set(), [], 0
     try:
         while True:
             for task in islice(tasks, ahead - len(waiting)):
-                tried += 1
+                submitted += 1
                 try:
                     waiting.add(executor.submit(work, task))
-                except RuntimeError as error:  # the pool is broken: nothing more to be had
+                except RuntimeError as error:  # the pool is broken and takes no more tasks
                     failures.append(error)
                     tasks = iter(())
                     break
@@ -118,6 +98,6 @@ def results(executor: Executor, work: Callable, tasks: Iterable, ahead: int = AH
             future.cancel()
     if failures:
         raise RuntimeError(
-            f"{len(failures)} of {tried} blocks failed, the first with: {failures[0]}; the "
-            "others' results are kept: mend it and start again"
+            f"{len(failures)} of {submitted} blocks failed, the first with: {failures[0]}; the "
+            "others' results are kept: fix the cause and run it again"
         ) from failures[0]

@@ -1,4 +1,4 @@
-"""How good is a map? Where it lies (localisation) and whether the network agrees (faithfulness)."""
+"""Measures of a map: localisation against masks, and faithfulness to the network."""
 
 from riba.compare.metrics.faithfulness import (
     FAITHFULNESS,

@@ -1,12 +1,12 @@
-"""Does the network agree with the map? Change the pixels in its order and watch the class.
+"""Faithfulness: change pixels in the order of a map and measure the effect on the class.
 
 Every measure takes the network, images (B×3×H×W), targets (B class numbers or B×classes bool) and
 maps (B×H×W, larger is more important), and returns B values. Pixels of the same value are taken
 in a random order that ``seed`` fixes. They raise ValueError where shapes differ or a map is not
 finite.
 
-Pixels that the network never saw in training make all of these rough; they are read beside
-localisation, not in its place.
+Images changed in this way are unlike those that the network was trained on, so all of these are
+rough: they complement localisation and do not replace it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from riba.method.bottleneck import log_probability
 from riba.method.network import check_images, check_targets, class_logit, errors_in_words
 
 STEPS = 20
@@ -41,10 +42,10 @@ def insertion(
     Petsiuk et al., "RISE", BMVC 2018. The most important pixels come first, a ``1/steps`` share of
     the image at a time; the blur has a Gaussian of 5 pixels.
     """
-    _check(images, maps)
+    _check(model, images, maps)
     order = _order(maps, seed)
     blurred = gaussian_blur(images, 2 * round(2 * BLUR) + 1, BLUR)
-    return _area(_scores(model, images, targets, order, blurred, images, steps))
+    return _area(model, targets, order, blurred, images, steps)
 
 
 def deletion(
@@ -61,9 +62,9 @@ def deletion(
     Petsiuk et al., "RISE", BMVC 2018. The most important pixels go first; grey is 0 in the space
     that the network takes.
     """
-    _check(images, maps)
+    _check(model, images, maps)
     order = _order(maps, seed)
-    return _area(_scores(model, images, targets, order, images, torch.zeros_like(images), steps))
+    return _area(model, targets, order, images, torch.zeros_like(images), steps)
 
 
 def degradation(
@@ -81,13 +82,14 @@ def degradation(
     Ancona et al., ICLR 2018; Schulz et al. 2020, section 4.3. Tiles turn grey by their mean
     relevance, most relevant first (MoRF) and least relevant first (LeRF).
     """
-    _check(images, maps)
+    _check(model, images, maps)
     tiles = F.avg_pool2d(maps[:, None].double(), tile, ceil_mode=True)[:, 0]
-    grey, areas = torch.zeros_like(images), []
-    for sign in (1, -1):
-        order = _pixelwise(_order(sign * tiles, seed), tile, maps.shape[1:])
-        areas.append(_area(_scores(model, images, targets, order, images, grey, steps)))
-    return areas[1] - areas[0]
+    grey = torch.zeros_like(images)
+    most_first, least_first = (
+        _pixelwise(_order(sign * tiles, seed), tile, maps.shape[1:]) for sign in (1, -1)
+    )
+    morf = _area(model, targets, most_first, images, grey, steps)
+    return _area(model, targets, least_first, images, grey, steps) - morf
 
 
 def sensitivity_n(
@@ -113,13 +115,12 @@ def sensitivity_n(
     subsets
         Random subsets per n, the same for every image.
     """
-    _check(images, maps)
-    check_images(model, images)
+    _check(model, images, maps)
     if not all(0 < share < 1 for share in shares):
         raise ValueError(f"shares must lie between 0 and 1, got {tuple(shares)}")
     flat = maps.detach().flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
-    whole = _logits(model, images, targets)
+    whole = _class_logits(model, images, targets)
     correlations = []
     for share in shares:
         count = max(1, round(share * flat.shape[1]))
@@ -127,8 +128,9 @@ def sensitivity_n(
         removed = torch.zeros(subsets, flat.shape[1], dtype=torch.bool)
         removed = removed.scatter_(1, picks, True).to(images.device)
         holes = removed.unflatten(1, maps.shape[1:])[:, None]
-        kept = torch.stack([_logits(model, images * ~hole, targets) for hole in holes], dim=1)
-        correlations.append(_pearson(flat @ removed.double().T, whole[:, None] - kept))
+        logits = [_class_logits(model, images * ~hole, targets) for hole in holes]
+        drops = whole[:, None] - torch.stack(logits, dim=1)
+        correlations.append(_pearson(flat @ removed.double().T, drops))
     return torch.stack(correlations).mean(0)
 
 
@@ -139,7 +141,7 @@ FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
 
 
 def _order(maps: Tensor, seed: int) -> Tensor:
-    """The place of every pixel in the order of importance (B×H×W), 0 first; ties at random."""
+    """Rank of every pixel by importance (B×H×W), from 0; ties at random."""
     flat = maps.flatten(1)
     shuffle = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     shuffle = shuffle.to(maps.device)
@@ -148,49 +150,42 @@ def _order(maps: Tensor, seed: int) -> Tensor:
 
 
 def _pixelwise(order: Tensor, tile: int, size: torch.Size) -> Tensor:
-    """The place of every pixel (B×H×W) where whole tiles change: how many pixels came before."""
+    """Rank of every pixel (B×H×W) where whole tiles change: how many pixels change earlier."""
     large = order.repeat_interleave(tile, 1).repeat_interleave(tile, 2)
     ranks = large[:, : size[0], : size[1]].flatten(1)  # tiles at the far borders may be cut
     counts = torch.zeros_like(order.flatten(1)).scatter_add_(1, ranks, torch.ones_like(ranks))
     return (counts.cumsum(1) - counts).gather(1, ranks).unflatten(1, size)
 
 
-@torch.no_grad()
-def _scores(
+def _area(
     model: nn.Module,
-    images: Tensor,
     targets: Tensor | Sequence[int],
     order: Tensor,
     start: Tensor,
     end: Tensor,
     steps: int,
 ) -> Tensor:
-    """Class probability (B×(steps + 1)) while ``start`` turns into ``end`` in ``order``."""
-    check_images(model, images)
-    cutoffs = torch.linspace(0, order[0].numel(), steps + 1).tolist()
-    rows = []
-    for cutoff in cutoffs:
-        mixed = torch.where((order < cutoff)[:, None], end, start)
-        logits = _run(model, mixed)
-        chosen = class_logit(logits, check_targets(targets, logits))
-        rows.append((chosen - logits.logsumexp(1)).exp())
-    return torch.stack(rows, dim=1).double()
+    """Area under the class probability while ``start`` turns into ``end`` in ``order``, 0–1.
+
+    (Σs − ½s₀ − ½s_N)/N: the trapezoid rule over a budget from 0 to 1.
+    """
+    probabilities = []
+    for cutoff in torch.linspace(0, order[0].numel(), steps + 1).tolist():
+        logits = _logits(model, torch.where((order < cutoff)[:, None], end, start))
+        checked = check_targets(targets, logits)
+        probabilities.append(log_probability(logits, checked).exp().double())
+    return torch.trapezoid(torch.stack(probabilities, dim=1), dx=1 / steps, dim=1)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
-    logits = _run(model, images)
-    return class_logit(logits, check_targets(targets, logits)).double()
-
-
-def _run(model: nn.Module, images: Tensor) -> Tensor:
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with errors_in_words(images):
         return torch.cat([model(part) for part in images.split(AT_ONCE)])
 
 
-def _area(scores: Tensor) -> Tensor:
-    """(Σs − ½s₀ − ½s_N)/N: the trapezoid rule over a budget from 0 to 1."""
-    return torch.trapezoid(scores, dx=1 / (scores.shape[1] - 1), dim=1)
+def _class_logits(model: nn.Module, images: Tensor, targets: Tensor | Sequence[int]) -> Tensor:
+    logits = _logits(model, images)
+    return class_logit(logits, check_targets(targets, logits)).double()
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -204,7 +199,7 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(constant[0] | constant[1], 0.0, product / scale)
 
 
-def _check(images: Tensor, maps: Tensor) -> None:
+def _check(model: nn.Module, images: Tensor, maps: Tensor) -> None:
     if maps.shape != (len(images), *images.shape[2:]):
         raise ValueError(
             f"maps {tuple(maps.shape)} must be B×H×W of images {tuple(images.shape)}: "
@@ -212,3 +207,4 @@ def _check(images: Tensor, maps: Tensor) -> None:
         )
     if not torch.isfinite(maps).all():
         raise ValueError("a map holds NaN or infinite values: it cannot be ranked")
+    check_images(model, images)

@@ -30,7 +30,7 @@ BAND = 0.01
 """Half the width of the border band, as a share of the image's width."""
 
 LARGEST_BOX = 0.33
-"""Boxes above this share of the image tell nothing, and are not counted (Schulz et al. 2020)."""
+"""Boxes above this share of the image are not counted (Schulz et al. 2020)."""
 
 
 # --- the most important pixels -------------------------------------------------------------------
@@ -81,7 +81,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Te
 def rank_skill(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Tensor:
     """Rank accuracy above chance: (A(α) − α)/(1 − α), 0 by chance and 1 at best.
 
-    NaN where the mask covers everything: there is nothing to gain.
+    NaN where the mask covers the whole image.
     """
     _, inside, keep = _prepared(maps, masks, void)
     chance = inside.sum(1).double() / keep.sum(1)
@@ -106,7 +106,7 @@ def pointing_game(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Te
 
 
 def auroc(maps: Tensor, masks: Tensor, void: Tensor | None = None) -> Tensor:
-    """Probability that a pixel of the object beats one beside it; ties count one half."""
+    """Probability that a pixel of the object ranks above one beside it; ties count one half."""
     ranking = _Ranking(maps, masks, void)
     hits = ranking.hits_at
     misses = torch.arange(hits.shape[1], device=hits.device).minimum(ranking.pixels[:, None]) - hits
@@ -125,7 +125,8 @@ def average_precision(maps: Tensor, masks: Tensor, void: Tensor | None = None) -
     ranking = _Ranking(maps, masks, void)
     start, end, before, inside = ranking.groups
     width, position = end - start, torch.arange(start.shape[1], device=maps.device) - start
-    # a hit at this place, and of the places above it in its group each hit with the rest's odds
+    # given a hit at this rank, each rank above it in its group is one of the other hits with
+    # probability (inside - 1) / (width - 1)
     others = position * (inside - 1).clamp(min=0) / (width - 1).clamp(min=1)
     expected = inside / width * (before + others + 1) / (start + position + 1)
     return expected.sum(1) / ranking.size
@@ -167,10 +168,10 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, void: Tensor | None = None
 def two_object_contrast(
     maps: Tensor, masks: Tensor, other_masks: Tensor, void: Tensor | None = None
 ) -> Tensor:
-    """How far a map prefers its own class's object to another's: m_A / (m_A + m_B).
+    """Share of the explained object in the mean relevance of two objects: m_A / (m_A + m_B).
 
-    m is the mean of a⁺ over an object. Chance is 0.5; a map with nothing on either object scores
-    that, too.
+    m is the mean of a⁺ over an object. Chance is 0.5; a map without positive relevance on either
+    object scores 0.5, too.
 
     Parameters
     ----------
@@ -182,9 +183,10 @@ def two_object_contrast(
     if (masks & others).any():
         raise ValueError("the masks of the two objects overlap: make them disjoint first")
     positive = positive.clamp(min=0)
-    own = (positive * masks).sum(1) / masks.sum(1)
-    other = (positive * others).sum(1) / others.sum(1)
-    return torch.where(own + other > 0, own / (own + other), 0.5)
+    target_mean = (positive * masks).sum(1) / masks.sum(1)
+    other_mean = (positive * others).sum(1) / others.sum(1)
+    total = target_mean + other_mean
+    return torch.where(total > 0, target_mean / total, 0.5)
 
 
 # --- bounding boxes ------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def best_at_stride(masks: Tensor, stride: int) -> Tensor:
     return F.interpolate(cells, masks.shape[1:], mode="bilinear", align_corners=False)[:, 0]
 
 
-# --- how it is counted ---------------------------------------------------------------------------
+# --- the ranking of pixels ------------------------------------------------------------------------
 
 
 class _Ranking:

@@ -1,0 +1,111 @@
+"""The evaluation that is committed: ``python -m tools.evaluation --tables data --page README.md``.
+
+Takes the arguments of ``python -m riba.evaluation``, and writes the tables in ``data/`` and the one
+in the README.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from riba.compare.evaluation import compare, results_table, summarise
+from riba.compare.evaluation.blocks import KEYS
+from riba.compare.evaluation.command import parser, run
+from riba.method.network import fingerprint
+from riba.storage import versions
+from riba.testbed import datasets
+from riba.workbench import load
+
+MARKS = ("<!-- results -->", "<!-- end of results -->")
+"""Lines of a Markdown page between which the results table is put."""
+REFERENCES = ("relevance-iba", "relevance-iba-cascade")
+"""Methods that all others are compared with in pairs: the publication's form, and our best."""
+
+
+def rounded(summary: pd.DataFrame) -> pd.DataFrame:
+    """A summary with six significant digits, as in the files."""
+    numbers = ["mean", "low", "high"]
+    values = summary[numbers].map(lambda value: float(f"{value:.6g}"))
+    return summary.assign(**values)
+
+
+def write_tables(
+    table: pd.DataFrame, summary: pd.DataFrame, settings: dict[str, object], folder: Path
+) -> None:
+    """Per-sample values, summary, comparisons and settings; numbers with six digits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    small = table.astype({name: "category" for name in KEYS if name not in ("label", "seed")})
+    small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
+    small.to_parquet(folder / "evaluation.parquet", index=False, compression="zstd")
+    masked = summary["mask"] != "none"
+    style = {"index": False, "float_format": "%.6g"}
+    summary[masked].to_csv(folder / "evaluation.csv", **style)
+    summary[~masked].drop(columns="mask").to_csv(folder / "faithfulness.csv", **style)
+    located = table[table["mask"] != "none"]
+    references = [method for method in REFERENCES if method in set(table["method"])]
+    if references:
+        comparisons = pd.concat([compare(located, method) for method in references])
+        comparisons.to_csv(folder / "comparisons.csv", **style)
+    text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+
+
+def check_page(page: Path) -> None:
+    """Refuse a page without a place for the table.
+
+    Raises
+    ------
+    ValueError
+        The file does not exist, or does not hold each of the two marks once.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if any(text.count(mark) != 1 for mark in MARKS):
+        raise ValueError(f"{page} has no place for the table: put the lines {MARKS} into it")
+
+
+def fill_in(page: Path, table: str) -> None:
+    """Put a table between the two marks of a Markdown page."""
+    check_page(page)
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: ``python -m tools.evaluation --help``."""
+    command = parser("python -m tools.evaluation")
+    command.add_argument("--tables", type=Path, help="folder for the summary tables")
+    command.add_argument("--page", type=Path, help="Markdown page to put the results table into")
+    arguments = command.parse_args(argv)
+    try:
+        if arguments.page:
+            check_page(arguments.page)
+        table, counts = run(arguments)
+    except ValueError as error:
+        command.error(str(error))
+    summary = rounded(summarise(table))
+    if arguments.tables:
+        wb = load()
+        settings = {
+            "split": arguments.split,
+            **counts,
+            "seed": arguments.seed,
+            "model": fingerprint(wb.model),
+            "layer": wb.layer,
+            "depths": wb.depths,
+            "drawing code": datasets.drawing_code(),
+            "versions": versions(),
+        }
+        write_tables(table, summary, settings, arguments.tables)
+    if arguments.page:
+        fill_in(arguments.page, results_table(summary))
+    print(summary.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
