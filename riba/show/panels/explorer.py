@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -17,76 +18,63 @@ from torch import Tensor
 from riba import storage
 from riba.compare.methods import METHODS, information, joint_information, unit
 from riba.show import plots
-from riba.show.panels import kit
-from riba.show.panels.controls import (
-    METHODS_OFFERED,
-    check_count,
-    choice,
-    looks,
-    scene_slider,
-    several,
-    slider,
-    tick,
-)
-from riba.show.panels.paint import Empty, Map, Picture, View
+from riba.show.panels.controls import check_count, control, method_list, scene_slider
+from riba.show.panels.paint import Empty, Picture, View, map_picture
+from riba.show.panels.panel import Panel
+from riba.show.panels.samples import private_copy
 from riba.testbed import datasets
 from riba.workbench import Workbench
 
 MOST, THUMBNAILS, THUMBNAIL = 4, 8, 84
+"""Methods side by side; thumbnails, and their width in pixels."""
 UPLOADS = storage.DATA / "cache" / "photos"
 PREDICTED = "as predicted"
 
 
-def explorer(wb: Workbench, **settings: object) -> kit.Panel:
+def explorer(wb: Workbench, **settings: object) -> Panel:
     """A scene or your own photo, a class to explain, and up to four methods side by side.
 
     Parameters as :func:`riba.panels.bottleneck`; ``photo`` is the path of a picture, of which the
     middle square is shown to the network.
     """
-    wb = kit.own(wb)
+    wb = private_copy(wb)
 
-    def find(
+    def compute(
         scene: int, photo: str, label: str, methods: tuple[str, ...], two: bool = False
-    ) -> Explained:
+    ) -> Explanation:
         check_count(methods, MOST)
-        image, mask = picture(wb, scene, two, photo)
+        image, mask = read_picture(wb, scene, two, photo)
         probability = wb.predict(image[None])[0]
-        place = probability.argmax().item()
+        target = probability.argmax().item()
         if label != PREDICTED:
-            place = wb.class_names.index(label)
-        said = {name: explain(wb, image, place, name) for name in methods}
-        return Explained(image, mask, place, probability, said)
+            target = wb.class_names.index(label)
+        maps = {name: explain(wb, image, target, name) for name in methods}
+        return Explanation(image, mask, target, probability, maps)
 
-    def draw(found: Explained, shared: bool, opacity: float, threshold: float) -> View:
-        return explorer_view(wb, found, shared, opacity, threshold)
-
-    chosen = ("iba", "relevance-iba", "relevance-iba-cascade", "lrp-epsilon-plus")
+    classes, share = [PREDICTED, *wb.class_names], {"min": 0, "max": 1}
+    first = ("iba", "relevance-iba", "relevance-iba-cascade", "lrp-epsilon-plus")
+    prompt = "upload one, or type its path"
     controls = {
         "scene": scene_slider(wb),
-        "two": tick("two objects of different classes"),
-        "photo": widgets.Text(
-            description="path of a photo", placeholder="upload one, or type its path",
-            continuous_update=False, **looks(),
-        ),
-        "label": choice("t, class to explain", [PREDICTED, *wb.class_names], PREDICTED),
-        "methods": several(f"methods, up to {MOST}", METHODS_OFFERED, chosen, rows=6),
-        "shared": tick("one colour scale: shares of each map"),
-        "opacity": slider(widgets.FloatSlider, "opacity of the map", value=1, max=1, step=0.05),
-        "threshold": slider(
-            widgets.FloatSlider, "hide below", value=0, max=1, step=0.02
-        ),
-    }  # fmt: skip
-    caption = "Several methods on one picture."
+        "two": control(widgets.Checkbox, "two objects of different classes"),
+        "photo": control(widgets.Text, "path of a photo", placeholder=prompt),
+        "label": control(widgets.Dropdown, "t, class to explain", options=classes),
+        "methods": method_list(MOST, first),
+        "shared": control(widgets.Checkbox, "one colour scale: shares of each map"),
+        "opacity": control(widgets.FloatSlider, "opacity of the map", value=1, step=0.05, **share),
+        "threshold": control(widgets.FloatSlider, "hide below", step=0.02, **share),
+    }
     if not isinstance(wb.test, datasets.Scenes):
-        del controls["two"]  # photos are as they are
-    panel = kit.Panel("explorer", find, draw, controls, settings, caption)
-    panel.add(pictures(wb, panel))
+        del controls["two"]  # the number of objects in a photo is fixed
+    caption, draw = "Several methods on one picture.", partial(explorer_view, wb)
+    panel = Panel(wb, "explorer", compute, draw, controls, settings, caption)
+    panel.display.add_above(picture_chooser(wb, panel))
     return panel
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One picture, and what several methods say about one class.
+class Explanation:
+    """One picture, and the maps of several methods for one class.
 
     Attributes
     ----------
@@ -96,20 +84,20 @@ class Explained:
         The class that is explained.
     probability
         Of every class.
-    said
-        Method to its map (H×W), and what its bottleneck measured in the map's unit; None where
-        there is none.
+    maps
+        Method to its map (H×W), and the total that its bottleneck measured in the map's unit; None
+        where there is none.
     """
 
     image: Tensor
     mask: Tensor | None
     label: int
     probability: Tensor
-    said: dict[str, tuple[Tensor, float | None]]
+    maps: dict[str, tuple[Tensor, float | None]]
 
 
-def picture(wb: Workbench, scene: int, two: bool, photo: str) -> tuple[Tensor, Tensor | None]:
-    """Image (3×H×W) and mask of a photo, where there is one, else of a test scene."""
+def read_picture(wb: Workbench, scene: int, two: bool, photo: str) -> tuple[Tensor, Tensor | None]:
+    """Image (3×H×W) and mask of a test scene; of the photo at a path, which has no mask, if any."""
     if photo.strip():
         path = Path(photo.strip()).expanduser()
         return wb.prepare.image(datasets.read_photo(path)), None
@@ -122,40 +110,38 @@ def _scenes(wb: Workbench, two: bool) -> Sequence[datasets.Sample]:
 
 
 def explain(wb: Workbench, image: Tensor, label: int, name: str) -> tuple[Tensor, float | None]:
-    """One method's map (H×W), and the nats or bits that started."""
+    """One method's map (H×W), and the total of nats that started it; None without a bottleneck."""
     images, targets = image[None], torch.tensor([label])
     values = METHODS[name](wb, images, targets)[0]
-    if name.startswith("relevance-iba"):
-        joint = name.endswith(("joint", "cascade"))
-        found = (
-            list(joint_information(wb, images, targets).values())[-1]
-            if joint
-            else information(wb, wb.layer, images, targets)
-        )
-        return values, found.nats.double().sum().item()
-    return values, None
+    if not name.startswith("relevance-iba"):
+        return values, None
+    if name.endswith(("joint", "cascade")):
+        measured = list(joint_information(wb, images, targets).values())[-1]
+    else:
+        measured = information(wb, wb.layer, images, targets)
+    return values, measured.nats.double().sum().item()
 
 
 def explorer_view(
-    wb: Workbench, found: Explained, shared: bool, opacity: float, threshold: float
+    wb: Workbench, result: Explanation, shared: bool, opacity: float, threshold: float
 ) -> View:
     """The picture with its predicted classes, and the maps with their ledgers."""
-    rgb = wb.to_rgb(found.image).numpy()
+    rgb = wb.to_rgb(result.image).numpy()
     grey = rgb.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    shown = {name: values for name, (values, _) in found.said.items()}
-    common = None
+    shown = {name: values for name, (values, _) in result.maps.items()}
+    common, scale = None, "Each on its own scale."
     if shared:
         shown = {name: m / m.abs().sum().clamp(min=1e-30) for name, m in shown.items()}
         common = plots.upper_limit(torch.stack(list(shown.values())))
-    tiles = [
-        Picture(rgb=rgb, title=f"t = {wb.class_names[found.label]}", outline=found.mask, width=0.75)
-    ]
-    for name, (values, total) in found.said.items():
+        scale = "One scale for all: shares of the sum of each map's magnitudes."
+    title = f"t = {wb.class_names[result.label]}"
+    tiles = [Picture(rgb=rgb, title=title, outline=result.mask, width=0.75)]
+    for name, (values, total) in result.maps.items():
         limit = common or plots.upper_limit(shown[name])
         visible = shown[name].abs() >= threshold * limit
         tiles.append(
-            Map(
-                values=shown[name],
+            map_picture(
+                shown[name],
                 title=name,
                 unit="share / pixel" if shared else f"{unit(name) or 'no unit'} / pixel",
                 limit=limit,
@@ -165,15 +151,9 @@ def explorer_view(
             )
         )
     tiles += [Empty()] * (1 + MOST - len(tiles))
-    top = found.probability.topk(3)
-    words = [
-        f"{wb.class_names[place]} {value:.2f}"
-        for value, place in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    ]
-    scale = "Each on its own scale."
-    if shared:
-        scale = "One scale for all: shares of the sum of each map's magnitudes."
-    return View(rows=[(164, tiles)], notes=[f"Predicted: {', '.join(words)}.  {scale}"])
+    likeliest = zip(*result.probability.topk(3), strict=True)
+    words = ", ".join(f"{wb.class_names[place]} {value:.2f}" for value, place in likeliest)
+    return View(rows=[(164, tiles)], notes=[f"Predicted: {words}.  {scale}"])
 
 
 def _ledger(values: Tensor, unit: str, total: float | None) -> str:
@@ -186,16 +166,15 @@ def _ledger(values: Tensor, unit: str, total: float | None) -> str:
 # --- choosing a picture --------------------------------------------------------------------------
 
 
-def pictures(wb: Workbench, panel: kit.Panel) -> widgets.Widget:
+def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
     """Thumbnails to choose a scene by, a button for other ones, and an upload."""
     scene, photo = panel.controls["scene"], panel.controls["photo"]
-    two = panel.controls.get("two", tick(""))
-    draw = np.random.default_rng(0)
+    two = panel.controls.get("two", widgets.Checkbox())
+    generator = np.random.default_rng(0)
     shown = list(range(min(THUMBNAILS, scene.max + 1)))
-    faces = [
-        widgets.Image(format="png", layout=widgets.Layout(width=f"{THUMBNAIL}px")) for _ in shown
-    ]
-    names = [widgets.Button(layout=widgets.Layout(width=f"{THUMBNAIL}px")) for _ in shown]
+    width = f"{THUMBNAIL}px"
+    faces = [widgets.Image(format="png", layout=widgets.Layout(width=width)) for _ in shown]
+    names = [widgets.Button(layout=widgets.Layout(width=width)) for _ in shown]
 
     def fill(_event: object = None) -> None:
         for face, name, index in zip(faces, names, shown, strict=True):
@@ -204,33 +183,31 @@ def pictures(wb: Workbench, panel: kit.Panel) -> widgets.Widget:
             name.tooltip = f"Explain test scene {index}"
 
     def shuffle(_button: object) -> None:
-        shown[:] = sorted(draw.choice(scene.max + 1, len(shown), replace=False).tolist())
+        shown[:] = sorted(generator.choice(scene.max + 1, len(shown), replace=False).tolist())
         fill()
 
-    def choose(place: int) -> None:
+    def choose(button: widgets.Button) -> None:
         with panel.one_change():
-            photo.value, scene.value = "", shown[place]
-
-    for place, name in enumerate(names):
-        name.on_click(lambda _button, place=place: choose(place))
+            photo.value, scene.value = "", shown[names.index(button)]
 
     def leave_photo(_change: object) -> None:
         photo.value = ""  # who moves to a scene wants to see it
 
-    scene.observe(leave_photo, names="value")
-    two.observe(leave_photo, names="value")
+    def take_upload(_change: object) -> None:
+        for file in upload.value:
+            photo.value = str(store_upload(file["name"], bytes(file["content"])))
+        upload.value = ()  # or the same file could not be chosen twice
+
+    for name in names:
+        name.on_click(choose)
+    for control_ in (scene, two):
+        control_.observe(leave_photo, names="value")
     two.observe(fill, names="value")
     other = widgets.Button(description="Other scenes", tooltip="Draw eight other test scenes")
     other.on_click(shuffle)
     upload = widgets.FileUpload(accept="image/*", description="Upload a photo", multiple=False)
     upload.layout.width = "auto"
-
-    def take(_change: object) -> None:
-        for file in upload.value:
-            photo.value = str(kept(file["name"], bytes(file["content"])))
-        upload.value = ()  # or the same file could not be chosen twice
-
-    upload.observe(take, names="value")
+    upload.observe(take_upload, names="value")
     fill()
     strip = [widgets.VBox(pair) for pair in zip(faces, names, strict=True)]
     row = widgets.Layout(flex_flow="row wrap")
@@ -240,17 +217,17 @@ def pictures(wb: Workbench, panel: kit.Panel) -> widgets.Widget:
 def thumbnail(wb: Workbench, samples: Sequence[datasets.Sample], index: int) -> bytes:
     """PNG of a sample, small; grey for one that cannot be read: the panel says why when chosen."""
     try:
-        picture = (wb.to_rgb(samples[index].image).numpy() * 255).round().astype(np.uint8)
+        rgb = (wb.to_rgb(samples[index].image).numpy() * 255).round().astype(np.uint8)
     except (OSError, ValueError):
-        picture = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+        rgb = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
     buffer = io.BytesIO()
-    small = Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     small.save(buffer, "png")
     return buffer.getvalue()
 
 
-def kept(name: str, content: bytes) -> Path:
-    """An uploaded file, kept in the cache so that copied code finds it again."""
+def store_upload(name: str, content: bytes) -> Path:
+    """Write an uploaded file to the cache, so that copied code finds it again."""
     UPLOADS.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(content).hexdigest()[:8]
     path = UPLOADS / f"{digest}-{Path(name).name}"
