@@ -131,8 +131,7 @@ def map_picture(
         raise ValueError(f"the map {labels.get('title', '')!r} holds NaN or infinite values")
     top = plots.upper_limit(values) if limit is None else limit
     signed = bool((values < 0).any())
-    share = (values / top + 1) / 2 if signed else values / top
-    rgb = _colours(signed)[(share.clip(0, 1) * 255).astype(int)]
+    rgb = plots.in_colour(values, top)
     if over is not None:
         weight = np.broadcast_to(np.asarray(opacity, dtype=float), values.shape)[..., None]
         rgb = weight * rgb + (1 - weight) * np.asarray(over)
