@@ -82,19 +82,14 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-MAPS = [(_random(6, 6, seed=s) - 0.4, _random(6, 6, seed=s + 9) > 0.6) for s in range(3)]
+PAIRS = [(_random(6, 6, seed=s), _random(6, 6, seed=s + 9)) for s in range(3)]
+MAPS = [(one - 0.4, other > 0.6) for one, other in PAIRS]
 """Signed maps with masks."""
-OBJECTS = [
-    (_random(6, 6, seed=s) - 0.4, _random(6, 6, seed=s + 9) > 0.7, _random(6, 6, seed=s + 9) < 0.2)
-    for s in range(3)
-]
-"""Signed maps with the masks of two objects."""
 CELLS = torch.zeros(2, 8, 8, dtype=torch.bool)
 CELLS[0, :4, :4] = CELLS[1, 4:, :4] = True
-FEATURES = [
-    (_random(2, 3, 4, 4, seed=s), (_random(2, 3, 4, 4, seed=s + 5) - 0.5).clamp(min=0))
-    for s in (0, 1)
-]
+"""Masks of two quarters of an image."""
+FEATURES = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5)) for s in (0, 1)]
+"""Nats and features."""
 DENSE = [
     (_random(6, seed=s), _random(4, 6, seed=s + 1) - 0.4, _random(4, seed=s + 2)) for s in (0, 20)
 ]
@@ -149,14 +144,7 @@ def enlarge(bits: Tensor, size: int) -> Tensor:
 
 
 @_checker(
-    [
-        (
-            2 * _random(3, 4, 4, seed=s),
-            0.95 * _random(3, 4, 4, seed=s + 1),
-            _random(3, 4, 4, seed=s + 2),
-        )
-        for s in (0, 10)
-    ],
+    [(r, lambda_, mean) for r, mean, _, lambda_ in GAUSSIANS],
     "only what the prior did not expect is counted",
 )
 def input_capacity(x: Tensor, lambda_: Tensor, m: Tensor) -> Tensor:
@@ -173,16 +161,16 @@ def best_at_stride(mask: Tensor, stride: int) -> Tensor:
     return nn.functional.avg_pool2d(mask.double()[None, None], stride)[0, 0]
 
 
-@_checker(
-    [(_random(6, 6, seed=s), _random(6, 6, seed=s + 9) > 0.6) for s in range(3)],
-    "early hits count more than late ones",
-)
+@_checker([(one, other > 0.6) for one, other in PAIRS], "early hits count more than late ones")
 def allocation_area(values: Tensor, mask: Tensor) -> Tensor:
     """Notebook 06: mean precision over budgets up to the object's size, for a map without ties."""
     return metrics.allocation_area(values[None], mask[None])[0]
 
 
-@_checker(OBJECTS, "size does not matter, only mean relevance does")
+@_checker(
+    [(one - 0.4, other > 0.7, other < 0.2) for one, other in PAIRS],
+    "size does not matter, only mean relevance does",
+)
 def two_object_contrast(values: Tensor, target: Tensor, other: Tensor) -> Tensor:
     """Notebook 06: how far a map prefers its target object, for one map."""
     return metrics.two_object_contrast(values[None], target[None], other[None])[0]
@@ -201,10 +189,7 @@ def grid_pointing(values: Tensor, cell: Tensor) -> Tensor:
 
 
 @_checker(
-    [
-        *((_random(6, 7, seed=s), _random(6, 7, seed=s + 5)) for s in range(3)),
-        (_random(6, 7), _random(6, 7).exp()),
-    ],
+    [*PAIRS, (PAIRS[0][0], PAIRS[0][0].exp())],
     "only the order counts: any monotone rescaling leaves it alone",
 )
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
@@ -232,16 +217,16 @@ def _below_dense(rule: Hook, x: Tensor, weight: Tensor, above: Tensor) -> Tensor
     return rules.hand_down(rule, layer, x[None], above[None])[0]
 
 
-@_checker(FEATURES, "the rest says that something is absent")
+@_checker(
+    [(nats, (features - 0.5).clamp(min=0)) for nats, features in FEATURES],
+    "the rest says that something is absent",
+)
 def active_share(nats: Tensor, features: Tensor) -> Tensor:
     """Notebook 05: share of the nats on units with r > 0."""
     return (nats * (features > 0)).sum() / nats.sum()
 
 
-@_checker(
-    [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5)) for s in (0, 1)],
-    "every location keeps its nats",
-)
+@_checker(FEATURES, "every location keeps its nats")
 def spread(nats: Tensor, features: Tensor) -> Tensor:
     """Notebook 05: nats of a location over its channels by activation."""
     zero = torch.zeros(1)

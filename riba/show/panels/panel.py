@@ -19,7 +19,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import ipywidgets as widgets
@@ -100,13 +100,15 @@ class Panel:
         self.initial = self.values
         self.state, self.message, self.drawn, self.computed = "stale", "", 0, 0
         self._task: asyncio.Task | None = None
-        self._loop = _running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):  # no kernel is running
+            self._loop = asyncio.get_running_loop()
         self._stop, self._cancelled, self._in_group = threading.Event(), False, False
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         self.display = Display(self._columns())
         self.display.add_button("Reset", self.reset, "Back to the first settings")
-        self.display.add_button("Copy as code", self.show_code, "The line that makes this view")
+        self.display.add_button("Copy as code", self._on_code, "The line that makes this view")
         self.display.add_button("Save figure", self._on_save, "To figures/, with its code")
         self.display.add_button("Cancel", self._on_go, "Stop computing; or compute after a stop")
         self._compute_now()
@@ -151,10 +153,6 @@ class Panel:
         if self._running():
             self._cancelled = True
             self._stop.set()
-
-    def show_code(self) -> None:
-        """Show :attr:`code` below the picture, and copy it where the browser lets us."""
-        self.display.show_code(self.code)
 
     def save(self) -> None:
         """Write the picture to ``figures/``, larger, with its settings as JSON."""
@@ -283,6 +281,9 @@ class Panel:
         if not self._in_group:
             self.refresh()
 
+    def _on_code(self) -> None:
+        self.display.show_code(self.code)
+
     def _on_save(self) -> None:
         self._on_main_thread(self.save)
 
@@ -309,13 +310,6 @@ class Panel:
             return {**live, "text/plain": f"a panel that failed: {self.message}"}
         still = b64encode(paint(self._view, scale=STILL, effort=9)).decode()
         return {**live, "image/png": still, "text/plain": "a panel; this is its first picture"}
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _accepted(function: Callable, values: Mapping[str, object]) -> dict[str, object]:

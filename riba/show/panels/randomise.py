@@ -28,21 +28,18 @@ def randomise(wb: Workbench, **settings: object) -> Panel:
     wb = samples.private_copy(wb)
     layers = trust.weighted_layers(wb.model)
 
-    def trained_statistics() -> dict:
-        return {layer: wb.at(layer).statistics for layer in wb.depths}
-
     def draw_reference() -> list[Tensor]:
         places = progress.track(range(min(REFERENCE, len(wb.train))), "drawing scenes")
         return list(datasets.stack([wb.train[place] for place in places])[0].split(32))
 
-    def reference() -> list[Tensor]:
-        return wb.memory.once("reference", draw_reference)
-
     def explain(scene: int, changed: tuple[str, ...], seed: int) -> dict[str, Tensor]:
-        model, statistics = wb.model, wb.memory.once("statistics", trained_statistics)
+        model = wb.model
+        statistics = {layer: samples.at_layer(wb, layer).statistics for layer in wb.depths}
         if changed:
             model = trust.randomised(wb.model, changed, seed)
-            statistics = trust.statistics_of(model, statistics, changed, reference)
+            statistics = trust.statistics_of(
+                model, statistics, changed, partial(wb.memory.once, "reference", draw_reference)
+            )
         return trust.explain(model, statistics, *samples.network_input(wb, scene))
 
     def explain_once(*setting: object) -> dict[str, Tensor]:

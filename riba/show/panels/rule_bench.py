@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ipywidgets as widgets
 from torch import Tensor, nn
 from zennit.core import Composite
@@ -39,7 +41,7 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         lower_strength: float,
         pixels: str,
         bias: bool,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], list[str]]:
         first = rules.box(*wb.bounds) if pixels == "box" else pixels
         composite = rules.by_depth(
             tuned(lower, lower_strength, first, bias),
@@ -48,21 +50,12 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         )
         images, targets = samples.network_input(wb, scene)
         nats = information(wb, wb.layer, images, targets).nats
-        return relevance.descend_all(wb.model, wb.layer, images, nats, composite)
-
-    def draw(
-        below: dict[str, Tensor],
-        scene: int,
-        upper: str,
-        upper_strength: float,
-        lower: str,
-        lower_strength: float,
-    ) -> View:
+        below = relevance.descend_all(wb.model, wb.layer, images, nats, composite)
         notes = [
             f"upper layers, from {upper_names[0]}:   {formula(upper, upper_strength)}",
             f"lower layers, below {upper_names[0]}:   {formula(lower, lower_strength)}",
         ]
-        return View(rows=[(300, rule_tiles(wb, scene, below))], notes=notes)
+        return below, notes
 
     names = [name for name in rules.COMPOSITES if name != "epsilon-plus"]  # z⁺ down there
     rule = {"options": names, "value": "z+"}
@@ -79,6 +72,7 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
     for half in ("upper", "lower"):
         enable_where_used(controls[half], controls[f"{half}_strength"])
     caption = "The same nats, propagated by a rule for the upper and one for the lower layers."
+    draw = partial(rule_view, wb)
     return Panel(wb, "rule_bench", compute, draw, controls, settings, caption)
 
 
@@ -123,8 +117,9 @@ def formula(rule: str, strength: float) -> str:
     }[rule]
 
 
-def rule_tiles(wb: Workbench, scene: int, below: dict[str, Tensor]) -> list:
-    """Picture, pixel map, and how many nats are left at every layer on the way down."""
+def rule_view(wb: Workbench, result: tuple[dict[str, Tensor], list[str]], scene: int) -> View:
+    """Picture, pixel map, how many nats are left at every layer on the way down; the formulae."""
+    below, notes = result
     totals = {name: [values[0].double().sum().item()] for name, values in below.items()}
     pixels = map_picture(
         plots.to_map(below["pixels"])[0],
@@ -134,4 +129,4 @@ def rule_tiles(wb: Workbench, scene: int, below: dict[str, Tensor]) -> list:
         width=1.25,
     )
     ledger = Bars(rows=totals, title="the ledger: nats in every layer", number="{:.1f}", width=1.25)
-    return [samples.picture(wb, scene), pixels, ledger]
+    return View(rows=[(300, [samples.picture(wb, scene), pixels, ledger])], notes=notes)
