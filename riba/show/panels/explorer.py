@@ -200,8 +200,8 @@ def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
 
     for name in names:
         name.on_click(choose)
-    for control_ in (scene, two):
-        control_.observe(leave_photo, names="value")
+    scene.observe(leave_photo, names="value")
+    two.observe(leave_photo, names="value")
     two.observe(fill, names="value")
     other = widgets.Button(description="Other scenes", tooltip="Draw eight other test scenes")
     other.on_click(shuffle)

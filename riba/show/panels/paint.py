@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps, get_data_path
+from matplotlib import get_data_path
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -324,7 +324,8 @@ class Page:
     def colour_bar(self, beside: Box, scale: Scale) -> None:
         """A colour scale to the right of a map, as high as the map."""
         x, y, height = beside.x + beside.width + 6, beside.y, beside.height
-        shades = Image.fromarray((_colours(scale.signed)[::-1, None] * 255).astype(np.uint8))
+        values = np.linspace(1, -1 if scale.signed else 0, 256)[:, None]
+        shades = Image.fromarray((plots.in_colour(values, limit=1) * 255).astype(np.uint8))
         size = round(9 * self.scale), round(height * self.scale)
         self.paste(shades.resize(size), x, y)
         power = 0 if 1e-2 <= scale.top < 1e4 else math.floor(math.log10(scale.top))
@@ -401,11 +402,6 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
     """The font of matplotlib's figures, which has Greek letters."""
     path = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     return ImageFont.truetype(path, round(size), layout_engine=ImageFont.Layout.BASIC)
-
-
-def _colours(signed: bool) -> Array:
-    """256×3 colours of a map, 0–1."""
-    return colormaps[plots.SIGNED if signed else plots.UNSIGNED](np.arange(256))[:, :3]
 
 
 def _border(mask: Array, size: tuple[int, int], thick: int) -> Array:
