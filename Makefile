@@ -30,7 +30,7 @@ readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
 	$(BIN)/python -m tools.training readout
 
 evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
-	$(BIN)/python -m riba.evaluation --workers $(WORKERS) --tables data --page README.md
+	$(BIN)/python -m tools.evaluation --workers $(WORKERS) --tables data --page README.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

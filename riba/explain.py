@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from riba import progress, storage
-from riba.compare.methods import METHODS, find_method, unit
+from riba.compare.methods import METHODS, find_method
 from riba.compare.results import open_folder
 from riba.method.network import near_matches
 from riba.show import plots
@@ -111,7 +111,7 @@ def explained(
         "class": wb.class_names[target],
         "probability": round(probability[target].item(), 6),
         "predicted": wb.class_names[predicted],
-        "unit": unit(arguments.method),
+        "unit": METHODS[arguments.method].unit,
         "sum": float(f"{values.double().sum().item():.6g}"),
         "largest": float(f"{values.max().item():.6g}"),
     }

@@ -21,7 +21,7 @@ from riba.method import relevance, rules
 from riba.method.bottleneck import InformationBottleneck
 from riba.method.explicit import explicit, frozen_copy
 from riba.method.network import fingerprint, run_until
-from riba.show.panels import kit
+from riba.show.panels import samples
 from riba.testbed import datasets
 
 timm = pytest.importorskip("timm")
@@ -555,7 +555,7 @@ def test_a_network_that_keeps_its_activations():
     for work in (
         lambda: riba.RelevanceIBA(model, "b", stats, steps=1)(IMAGES, [0, 1]),
         lambda: METHODS["grad-cam"](wb, IMAGES, [0, 1]),
-        lambda: kit.own(wb),
+        lambda: samples.private_copy(wb),
     ):
         model(IMAGES)
         kept = model.features[0]
@@ -608,7 +608,7 @@ def test_methods_in_inference_mode(name, built):
 def test_a_panel_and_a_cell_at_once():
     """Each on a network of its own; tracing anew every time, which reroutes calls everywhere."""
     wb = bench(roughened(Functional()), "b", IMAGES, [0, 1])
-    panel, log, stop = kit.own(wb), collections.Counter(), threading.Event()
+    panel, log, stop = samples.private_copy(wb), collections.Counter(), threading.Event()
     expected = {sign: relevance.lrp(wb.model, sign * IMAGES, [0, 1]) for sign in (1, -1)}
 
     def run(who, model, sign):

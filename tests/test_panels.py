@@ -4,9 +4,11 @@ import asyncio
 import base64
 import inspect
 import json
+import sys
 import threading
 import time
 from datetime import datetime
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import pytest
@@ -20,10 +22,19 @@ from riba.method import network, relevance, rules
 from riba.method.bottleneck import InformationBottleneck
 from riba.method.explicit import explicit
 from riba.show import panels, plots
-from riba.show.panels import bench, budget, controls, kit, photo, scrubber, stairs
-from riba.show.panels.paint import Bars, View, paint
+from riba.show.panels import controls, samples, saving
+from riba.show.panels import panel as panel_module
+from riba.show.panels.allocation import MOST
+from riba.show.panels.bottleneck import Optimisation, with_noise
+from riba.show.panels.descent import DEPTHS
+from riba.show.panels.explorer import Explanation, explorer_view
+from riba.show.panels.paint import SHOWN, Bars, View, paint
+from riba.show.panels.randomise import randomise_view
+from riba.show.panels.rule_bench import PARAMETERS, PIXELS, formula, tuned, upper_half
+from riba.storage import Memory
 from riba.testbed import networks
 
+EXPLORER = sys.modules["riba.show.panels.explorer"]
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 PANELS = {
     name: getattr(panels, name)
@@ -42,10 +53,10 @@ def drawing(height, colour="red"):
     return View([(20, [Bars(rows={"it": [max(height, 0)]}, colours=[colour], limit=9.0)])])
 
 
-class Counting(kit.Panel):
+class Counting(panels.Panel):
     """A panel that counts: ``asked`` grows by what it was asked to find."""
 
-    def __init__(self, **settings):
+    def __init__(self, memory=None, **settings):
         self.asked = []
         self.pause = 0.0
 
@@ -64,7 +75,8 @@ class Counting(kit.Panel):
             "height": widgets.IntSlider(value=3, min=-5, max=9),
             "colour": widgets.Dropdown(options=["red", "blue"], value="red"),
         }
-        super().__init__("bars", find, draw, controls, settings, "Bars.", width=321)
+        wb = SimpleNamespace(memory=memory or Memory())
+        super().__init__(wb, "bars", find, draw, controls, settings, "Bars.")
 
 
 @pytest.fixture
@@ -75,7 +87,7 @@ def panel():
 def button(panel, label):
     (found,) = (
         w
-        for w in everything(panel.widget)
+        for w in everything(panel.display.widget)
         if isinstance(w, widgets.Button) and w.description == label
     )
     return found
@@ -91,52 +103,51 @@ def test_a_new_panel_shows_its_first_settings(panel):
     assert (panel.state, panel.message) == ("current", "")
     assert panel.asked == [3]
     assert panel.values == {"height": 3, "colour": "red"}
-    assert bytes(panel.picture.value).startswith(b"\x89PNG")
-    assert panel.picture.layout.max_width == "321px"
-    assert "the picture shows these settings" in panel.badge.value
+    assert bytes(panel.display.picture.value).startswith(b"\x89PNG")
+    assert panel.display.picture.layout.max_width == f"{SHOWN}px"
+    assert "the picture shows these settings" in panel.display.badge.value
 
 
 def test_a_control_that_is_moved_changes_the_picture_once(panel):
-    before = panel.picture.value
+    before = panel.display.picture.value
     panel.controls["height"].value = 6
-    assert panel.picture.value != before
+    assert panel.display.picture.value != before
     panel.controls["colour"].value = "blue"
     assert (panel.asked, panel.drawn) == ([3, 6], 3)  # a colour is drawn, not computed
     panel.controls["height"].value, panel.controls["colour"].value = 3, "red"
-    assert panel.picture.value == before  # the same settings, the same bytes
+    assert panel.display.picture.value == before  # the same settings, the same bytes
     assert (panel.asked, panel.drawn) == ([3, 6], 4)  # one new pair; the last was kept
 
 
-def test_what_was_used_longest_ago_is_forgotten_first(monkeypatch):
-    monkeypatch.setattr(kit, "KEPT", 2)
-    panel = Counting()
+def test_what_was_used_longest_ago_is_forgotten_first():
+    panel = Counting(Memory(4))  # two results with their pictures
     for height in (4, 3, 5, 3, 4):  # 5 drives out 4, not 3
         panel.controls["height"].value = height
     assert panel.asked == [3, 4, 5, 4]
 
 
 def test_reset_goes_back_and_draws_once(panel):
-    first = panel.picture.value
+    first = panel.display.picture.value
     panel.controls["height"].value, panel.controls["colour"].value = 7, "blue"
     drawn = panel.drawn
     button(panel, "Reset").click()
     assert panel.values == panel.initial
-    assert (panel.state, panel.picture.value) == ("current", first)
+    assert (panel.state, panel.display.picture.value) == ("current", first)
     assert (panel.asked, panel.drawn) == ([3, 7], drawn)  # both were kept
 
 
 def test_an_error_is_told_in_words_and_the_old_picture_fades(panel):
-    before = panel.picture.value
+    before = panel.display.picture.value
     panel.controls["height"].value = -2
     assert panel.state == "failed"
     assert panel.message == "ValueError: a <negative> height"
-    assert "failed: ValueError: a &lt;negative&gt; height" in panel.badge.value
-    assert panel.picture.value == before
-    assert "riba-faded" in panel.picture._dom_classes
+    assert "failed: ValueError: a &lt;negative&gt; height" in panel.display.badge.value
+    assert panel.display.picture.value == before
+    assert "riba-faded" in panel.display.picture._dom_classes
     panel.controls["height"].value = 4
     assert (panel.state, panel.message) == ("current", "")
-    assert "riba-faded" not in panel.picture._dom_classes
-    assert "negative" not in panel.badge.value
+    assert "riba-faded" not in panel.display.picture._dom_classes
+    assert "negative" not in panel.display.badge.value
     panel.controls["height"].value = -2
     assert panel.asked.count(-2) == 2  # a failure is not kept
 
@@ -144,18 +155,20 @@ def test_an_error_is_told_in_words_and_the_old_picture_fades(panel):
 def test_an_error_at_the_start_is_told_too():
     panel = Counting(height=-1)
     assert panel.state == "failed"
-    assert "negative" in panel.badge.value
+    assert "negative" in panel.display.badge.value
     assert "a panel that failed" in panel._repr_mimebundle_()["text/plain"]
 
 
 def test_a_still_picture_is_left_behind(panel):
     bundle = panel._repr_mimebundle_()
-    assert base64.b64decode(bundle["image/png"]) == paint(drawing(3), scale=kit.STILL, effort=9)
+    assert base64.b64decode(bundle["image/png"]) == paint(
+        drawing(3), scale=panel_module.STILL, effort=9
+    )
     view = bundle["application/vnd.jupyter.widget-view+json"]
-    assert view["model_id"] == panel.widget.model_id
+    assert view["model_id"] == panel.display.widget.model_id
     assert bundle["text/plain"]
-    shown = list(everything(panel.widget))
-    assert {panel.picture, panel.badge, *panel.controls.values()} <= set(shown)
+    shown = list(everything(panel.display.widget))
+    assert {panel.display.picture, panel.display.badge, *panel.controls.values()} <= set(shown)
 
 
 def test_settings_come_first_and_reset_returns_to_them():
@@ -187,7 +200,7 @@ def test_the_code_names_what_was_changed(panel):
     panel.controls["colour"].value = "blue"
     assert panel.code == "from riba import panels\n\npanels.bars(wb, colour='blue')"
     button(panel, "Copy as code").click()
-    (area,) = (w for w in everything(panel.widget) if isinstance(w, widgets.Textarea))
+    (area,) = (w for w in everything(panel.display.widget) if isinstance(w, widgets.Textarea))
     assert area.value == panel.code
     assert area.layout.display != "none"
 
@@ -205,10 +218,10 @@ def test_the_figure_is_saved_with_its_settings(panel, tmp_path, monkeypatch):
     assert note["caption"] == "Bars."
     assert note["parameters"] == {"code": panel.code, "height": 8, "colour": "red"}
     picture = written.with_suffix(".png")
-    assert picture.read_bytes() == paint(drawing(8), scale=kit.SAVED)
-    assert picture.name in panel._note.value
+    assert picture.read_bytes() == paint(drawing(8), scale=saving.SCALE)
+    assert picture.name in panel.display._note.value
     panel.controls["height"].value = 7
-    assert panel._note.value == ""
+    assert panel.display._note.value == ""
     button(panel, "Save figure").click()
     assert len(list(tmp_path.glob("*.json"))) == 2
 
@@ -216,12 +229,12 @@ def test_the_figure_is_saved_with_its_settings(panel, tmp_path, monkeypatch):
 def test_the_figure_is_not_saved_where_nothing_can_be(panel, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "FIGURES", tmp_path / "none" / "such")
     button(panel, "Save figure").click()
-    assert "not saved" in panel._note.value
+    assert "not saved" in panel.display._note.value
 
 
 def test_the_same_code_is_copied_twice(panel):
     sent = []
-    panel._clipboard.observe(lambda change: sent.append(change["new"]), names="outputs")
+    panel.display._clipboard.observe(lambda change: sent.append(change["new"]), names="outputs")
     button(panel, "Copy as code").click()
     button(panel, "Copy as code").click()
     assert [bool(outputs) for outputs in sent][-3:] == [True, False, True]
@@ -232,11 +245,11 @@ def test_a_picture_that_failed_is_not_saved(panel, tmp_path, monkeypatch):
     panel.controls["height"].value = -1
     button(panel, "Save figure").click()
     assert not list(tmp_path.iterdir())
-    assert "not saved" in panel._note.value
+    assert "not saved" in panel.display._note.value
 
 
 def test_controls_that_only_look_stand_apart(panel):
-    columns = next(w for w in everything(panel.widget) if type(w) is widgets.Box)
+    columns = next(w for w in everything(panel.display.widget) if type(w) is widgets.Box)
     assert [column.children for column in columns.children] == [
         (panel.controls["height"],),
         (panel.controls["colour"],),
@@ -261,10 +274,10 @@ def test_states_follow_each_other():
         panel = Counting()
         panel.pause = 0.2
         seen = []
-        panel.badge.observe(lambda change: seen.append(panel.state), names="value")
+        panel.display.badge.observe(lambda change: seen.append(panel.state), names="value")
         panel.controls["height"].value = 5
         assert panel.state == "stale"  # at once
-        assert "riba-faded" in panel.picture._dom_classes
+        assert "riba-faded" in panel.display.picture._dom_classes
         await until(panel, "current")
         assert seen == ["stale", "computing", "current"]
         assert panel.asked == [3, 5]
@@ -275,9 +288,9 @@ def test_states_follow_each_other():
 def test_work_is_done_on_another_thread_and_drawn_on_this():
     async def story():
         panel, threads = Counting(), {}
-        find, draw = panel._find, panel._draw
+        find, draw = panel._compute, panel._draw
 
-        def watched_find(height):
+        def watched_compute(height):
             threads["find"] = threading.current_thread()
             return find(height)
 
@@ -285,7 +298,7 @@ def test_work_is_done_on_another_thread_and_drawn_on_this():
             threads["draw"] = threading.current_thread()
             return draw(found, colour)
 
-        panel._find, panel._draw = watched_find, watched_draw
+        panel._compute, panel._draw = watched_compute, watched_draw
         thread = threading.Thread(target=setattr, args=(panel.controls["height"], "value", 5))
         thread.start()  # as callbacks of controls come, in newer kernels
         thread.join()
@@ -305,7 +318,7 @@ def test_a_burst_is_computed_once_and_ends_on_the_last():
             await asyncio.sleep(0.01)
         await until(panel, "current")
         assert panel.asked == [3, 2]
-        assert panel.picture.value == Counting(height=2).picture.value
+        assert panel.display.picture.value == Counting(height=2).display.picture.value
 
     in_kernel(story)
 
@@ -332,17 +345,17 @@ def test_a_change_during_the_work_gives_it_up():
 def test_cancel_stops_and_compute_takes_it_up_again():
     async def story():
         panel = Counting()
-        before, panel.pause = panel.picture.value, 3.0
+        before, panel.pause = panel.display.picture.value, 3.0
         panel.controls["height"].value = 9
         await until(panel, "computing")
         await asyncio.sleep(1.2)
-        assert "riba-hidden" not in panel._progress._dom_classes  # the bar is out
-        assert 0 < panel._bar.value < 1
+        assert "riba-hidden" not in panel.display._progress._dom_classes  # the bar is out
+        assert 0 < panel.display._progress.value < 1
         button(panel, "Cancel").click()
         await until(panel, "stale")
         assert panel.message == "cancelled"
-        assert panel.picture.value == before
-        assert "riba-hidden" in panel._progress._dom_classes
+        assert panel.display.picture.value == before
+        assert "riba-hidden" in panel.display._progress._dom_classes
         panel.pause = 0.0
         button(panel, "Compute").click()
         await until(panel, "current")
@@ -384,12 +397,6 @@ def test_an_error_in_the_background_is_told():
 @pytest.fixture(scope="module")
 def wb(home):
     return riba.load()
-
-
-@pytest.fixture(autouse=True)
-def nothing_found():
-    """What methods keep of their last bottlenecks is of another test."""
-    methods._found.clear()
 
 
 @pytest.fixture
@@ -446,19 +453,19 @@ def test_every_setting_gives_a_picture_of_its_own(wb, runs, name):
         panel.reset()
         for other, value in NEEDS.get(control, {}).items():
             panel.controls[other].value = value
-        pictures = {bytes(panel.picture.value)}
+        pictures = {bytes(panel.display.picture.value)}
         tried = [v for v in choices(panel, control) if (control, v) not in SILENT][:4]
         for value in tried:
             panel.controls[control].value = value
             assert panel.state == "current", f"{control} = {value}: {panel.message}"
-            pictures.add(bytes(panel.picture.value))
+            pictures.add(bytes(panel.display.picture.value))
         assert len(pictures) == 1 + len(tried), control
 
 
 @pytest.fixture
 def unpainted(monkeypatch):
     """Views are made but not painted."""
-    monkeypatch.setattr(kit, "paint", lambda view: b"")
+    monkeypatch.setattr(panel_module, "paint", lambda view: b"")
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -482,7 +489,7 @@ def test_code_makes_the_same_picture_again(wb, runs, name):
     again = {}
     exec(panel.code.replace("panels.", "again = panels.", 1), {"wb": wb}, again)
     assert "scene=7" in panel.code
-    assert again["again"].picture.value == panel.picture.value
+    assert again["again"].display.picture.value == panel.display.picture.value
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -500,7 +507,7 @@ def test_a_panel_works_on_a_network_of_its_own(wb, runs, unpainted, name):
     before = [len(module._forward_hooks) for module in wb.model.modules()]
     PANELS[name](wb)
     assert [len(module._forward_hooks) for module in wb.model.modules()] == before
-    own = kit.own(wb)
+    own = samples.private_copy(wb)
     assert own.model is not wb.model
     assert network.fingerprint(own.model) == network.fingerprint(wb.model)
 
@@ -514,7 +521,7 @@ def test_a_failing_bottleneck_is_told_in_the_panel(wb, monkeypatch, unpainted, n
         patch.setattr(InformationBottleneck, "__call__", broken)
         panel = PANELS[name](wb)
     assert panel.state == "failed"
-    assert "ValueError: no such luck" in panel.badge.value
+    assert "ValueError: no such luck" in panel.display.badge.value
     panel.refresh()  # a failure is not kept
     assert panel.state == "current"
 
@@ -528,11 +535,11 @@ def test_looking_computes_nothing(wb, runs, unpainted):
     }
     for name, moved in looks.items():
         panel = PANELS[name](wb)
-        found, drawn = panel.found, panel.drawn
+        computed, drawn = panel.computed, panel.drawn
         for control, value in moved.items():
             panel.controls[control].value = value
             assert panel.state == "current", panel.message
-        assert (panel.found, panel.drawn) == (found, drawn + len(moved)), name
+        assert (panel.computed, panel.drawn) == (computed, drawn + len(moved)), name
 
 
 def test_turning_a_rule_leaves_the_bottleneck_alone(wb, runs, unpainted):
@@ -552,10 +559,10 @@ def test_turning_a_rule_leaves_the_bottleneck_alone(wb, runs, unpainted):
 def test_choices_are_all_there_is(wb, runs, unpainted):
     descent = panels.descent(wb)
     offered = [value for _, value in descent.controls["source"]._options_full]
-    assert offered == [*relevance.SOURCES, *stairs.DEPTHS]
+    assert offered == [*relevance.SOURCES, *DEPTHS]
     assert set(choices(descent, "rule")) | {"z+"} == set(rules.COMPOSITES)
     assert set(choices(descent, "layer")) | {wb.layer} == set(wb.depths)
-    assert set(bench.PIXELS) == {*rules.PIXELS, "box"}
+    assert set(PIXELS) == {*rules.PIXELS, "box"}
     assert set(controls.METHODS_OFFERED) < set(METHODS)
 
 
@@ -573,7 +580,7 @@ def test_the_last_step_is_what_the_bottleneck_found(wb):
     iba = InformationBottleneck(wb.model, wb.layer, wb.statistics, steps=4, sigma=0.5, samples=3)
     information = iba(image, [label], keep_steps=True)
     _, tail = explicit(wb.model, [wb.layer], image).parts
-    course = scrubber.Course(wb, image, information, tail, samples=3, sigma=0.5)
+    course = Optimisation(wb, image, information, tail, samples=3, sigma=0.5)
     lambda_, nats, through = course.at(4)
     assert lambda_.equal(information.lambda_)
     assert nats.equal(information.nats)
@@ -589,17 +596,17 @@ def test_noise_covers_what_is_shut():
     rgb = torch.full((8, 8, 3), 0.5)
     lambda_ = torch.zeros(1, 2, 2, 2)
     lambda_[0, 1, :, 0] = 1.0
-    noised = scrubber.noised(rgb, lambda_)
+    noised = with_noise(rgb, lambda_)
     assert noised[:, 0].equal(rgb[:, 0])
     assert (noised[:, -1] - 0.5).abs().max() > 0.3
 
 
 def test_the_bench_has_its_rules_where_it_says(wb):
-    above = bench.upper_half(wb.model, wb.layer)
+    above = upper_half(wb.model, wb.layer)
     names = network.layer_names(wb.model)
     assert above == names[names.index(above[0]) : names.index(wb.layer) + 1]
     resnet = networks.small_resnet()
-    inside = bench.upper_half(resnet, "features.5")
+    inside = upper_half(resnet, "features.5")
     assert "features.5.conv2" in inside
     assert "features.3.conv1" not in inside
     image = wb.test[3].image[None]
@@ -625,16 +632,16 @@ def test_the_bench_has_its_rules_where_it_says(wb):
 def test_the_strength_is_the_parameter_of_the_rule(wb, rule, own, bias):
     image = wb.test[3].image[None]
     start = network.run_until(wb.model, wb.layer, image).detach()
-    tuned = relevance.descend(wb.model, wb.layer, image, start, bench.tuned(rule, 0.7, "z+", bias))
+    below = relevance.descend(wb.model, wb.layer, image, start, tuned(rule, 0.7, "z+", bias))
     expected = rules.COMPOSITES[rule]("z+", bias=bias, **own)
-    assert tuned.equal(relevance.descend(wb.model, wb.layer, image, start, expected))
+    assert below.equal(relevance.descend(wb.model, wb.layer, image, start, expected))
     default = relevance.descend(wb.model, wb.layer, image, start, rules.COMPOSITES[rule]("z+"))
-    assert not tuned.allclose(default)
+    assert not below.allclose(default)
 
 
 @pytest.mark.parametrize("rule", [name for name in rules.COMPOSITES if name != "epsilon-plus"])
 def test_every_rule_has_a_formula_with_its_strength(rule):
-    assert (bench.formula(rule, 0.31) != bench.formula(rule, 0.57)) == (rule in bench.OWN)
+    assert (formula(rule, 0.31) != formula(rule, 0.57)) == (rule in PARAMETERS)
 
 
 def test_a_slider_is_alive_only_where_its_rule_has_a_parameter(wb, runs, unpainted):
@@ -645,16 +652,16 @@ def test_a_slider_is_alive_only_where_its_rule_has_a_parameter(wb, runs, unpaint
     assert panel.controls["lower_strength"].disabled
 
 
-@pytest.mark.parametrize("source", [*relevance.SOURCES, *stairs.DEPTHS])
+@pytest.mark.parametrize("source", [*relevance.SOURCES, *DEPTHS])
 def test_the_descent_is_that_of_the_package(wb, source):
     panel = panels.descent(wb, source=source)
-    found = panel._find(3, source, wb.layer, "z+")
+    found = panel._compute(3, source, wb.layer, "z+")
     image = wb.test[3].image[None]
     target = wb.predict(image).argmax(1)
     if source in relevance.SOURCES:
         attributor = riba.RelevanceIBA(wb.model, wb.layer, wb.statistics, source=source)
         _, expected = attributor(image, target)
-        assert found.books.line(0) == attributor.ledger.line(0)
+        assert found.ledger.line(0) == attributor.ledger.line(0)
     else:
         joint = methods.joint_information(wb, image, target)
         expected = {
@@ -670,22 +677,30 @@ def test_the_descent_is_that_of_the_package(wb, source):
 def test_the_budget_names_how_many_to_choose(wb, runs, unpainted):
     panel = panels.allocation(wb)
     panel.controls["methods"].value = ()
-    assert panel.message == f"ValueError: choose one to {budget.MOST} methods, not 0"
+    assert panel.message == f"ValueError: choose one to {MOST} methods, not 0"
     panel.controls["methods"].value = ("edges", "centre", "random", "gradient")
     assert "not 4" in panel.message
 
 
 def test_randomised_weights_are_those_of_the_package(wb):
     panel = panels.randomise(wb)
-    before, after, words = panel._find(3, 2, False, 1)
+    before, after, words = panel._compute(3, 2, False, 1)
     assert words == f"{trust.weighted_layers(wb.model)[1]} and all above"
     model = trust.randomised(wb.model, trust.weighted_layers(wb.model)[:2], seed=1)
     image, label = wb.test[3].image[None], torch.tensor([wb.test[3].label])
     assert after["LRP"].allclose(relevance.lrp(model, image, label).sum(1), atol=1e-6)
     assert before["LRP"].allclose(relevance.lrp(wb.model, image, label).sum(1), atol=1e-6)
-    same = panel._find(3, 0, False, 1)
+    same = panel._compute(3, 0, False, 1)
     assert all(same[0][name] is same[1][name] for name in before)
     assert same[2] == "nothing"
+
+
+def test_the_agreement_with_a_constant_map_is_undefined(wb):
+    maps = {"one": torch.rand(1, 128, 128), "other": torch.rand(1, 128, 128)}
+    after = maps | {"other": torch.zeros(1, 128, 128)}
+    view = randomise_view(wb, (maps, after, "nothing"), scene=3)
+    _, one, other = view.rows[1][1]
+    assert (one.foot, other.foot) == ("rank correlation 1.00", "rank correlation undefined")
 
 
 # --- the explorer --------------------------------------------------------------------------------
@@ -693,12 +708,12 @@ def test_randomised_weights_are_those_of_the_package(wb):
 
 def test_the_explorer_shows_what_methods_say(wb):
     panel = panels.explorer(wb, scene=4, two=True, label="cup", methods=("edges", "relevance-iba"))
-    found = panel._find(4, "", "cup", ("edges", "relevance-iba"), two=True)
+    found = panel._compute(4, "", "cup", ("edges", "relevance-iba"), two=True)
     sample = riba.datasets.Scenes("test", 10, others=1)[4]
     assert found.image.equal(sample.image)
     assert found.label == wb.class_names.index("cup")
     images, targets = sample.image[None], [found.label]
-    for name, (values, total) in found.said.items():
+    for name, (values, total) in found.maps.items():
         assert values.allclose(METHODS[name](wb, images, targets)[0], atol=1e-5)
         if name == "relevance-iba":
             assert total == pytest.approx(values.sum().item(), rel=1e-3)
@@ -732,9 +747,13 @@ def test_a_thumbnail_chooses_its_scene(wb, runs, unpainted):
     button(panel, "scene 5").click()
     assert panel.values["scene"] == 5
     assert panel.state == "current"
-    names = {w.description for w in everything(panel.widget) if isinstance(w, widgets.Button)}
+    names = {
+        w.description for w in everything(panel.display.widget) if isinstance(w, widgets.Button)
+    }
     button(panel, "Other scenes").click()
-    others = {w.description for w in everything(panel.widget) if isinstance(w, widgets.Button)}
+    others = {
+        w.description for w in everything(panel.display.widget) if isinstance(w, widgets.Button)
+    }
     assert len(names) == len(others)
     assert len(others - names) > 2
 
@@ -763,10 +782,10 @@ def test_the_explorer_and_the_others_take_photos_with_labels_of_their_own(wb, tm
     targets[0, [3, 5]] = True
     allocated = panels.allocation(bench, methods=("gradient",), scene=1)
     assert allocated.state == "current", allocated.message
-    (values,) = allocated._find(1, ("gradient",)).values()
+    (values,) = allocated._compute(1, ("gradient",)).values()
     image = wb.prepare.image(wb.test.scene(1).image)[None]
     assert torch.allclose(values, METHODS["gradient"](wb, image, targets), atol=1e-6)
-    assert "t = class 1" in kit.asked(bench, bench.test[1]).title
+    assert "t = class 1" in samples.picture(bench, 1).title
     for make in (panels.bottleneck, panels.rule_bench, panels.descent, panels.resolution):
         other = make(bench)
         assert other.state == "current", other.message
@@ -779,13 +798,13 @@ def test_the_explorer_and_the_others_take_photos_with_labels_of_their_own(wb, tm
 
 
 def upload(panel, name, content):
-    (control,) = (w for w in everything(panel.widget) if isinstance(w, widgets.FileUpload))
+    (control,) = (w for w in everything(panel.display.widget) if isinstance(w, widgets.FileUpload))
     file = {"name": name, "type": "", "size": len(content), "content": content}
     control.value = ({**file, "last_modified": datetime.now()},)
 
 
 def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypatch):
-    monkeypatch.setattr(photo, "UPLOADS", tmp_path / "photos")
+    monkeypatch.setattr(EXPLORER, "UPLOADS", tmp_path / "photos")
     path = tmp_path / "own.png"
     Image.new("RGB", (200, 150), (200, 40, 40)).save(path)
     panel = panels.explorer(wb, methods=("edges",))
@@ -799,7 +818,7 @@ def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypat
     upload(panel, "../own.png", path.read_bytes())  # once more
     assert panel.values["photo"] == str(kept)
     again = panels.explorer(wb, methods=("edges",), photo=str(path), scene=2)
-    assert again.picture.value == panel.picture.value
+    assert again.display.picture.value == panel.display.picture.value
     panel.controls["scene"].value = 9
     assert (panel.values["photo"], panel.state) == ("", "current")
 
@@ -807,15 +826,15 @@ def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypat
 def test_an_empty_map_leaves_the_others_their_colours(wb):
     values = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     said = {"iba": (values, None), "grad-cam": (torch.zeros(8, 8), None)}
-    found = photo.Explained(torch.zeros(3, 8, 8), None, 0, torch.ones(10) / 10, said)
-    view = photo.explorer_view(wb, found, shared=True, opacity=1.0, threshold=0.0)
+    found = Explanation(torch.zeros(3, 8, 8), None, 0, torch.ones(10) / 10, said)
+    view = explorer_view(wb, found, shared=True, opacity=1.0, threshold=0.0)
     full, empty = view.rows[0][1][1:3]
-    assert full.limit == empty.limit
-    assert full.limit == pytest.approx((values / values.sum()).max().item(), rel=0.1)
+    assert full.scale.top == empty.scale.top
+    assert full.scale.top == pytest.approx((values / values.sum()).max().item(), rel=0.1)
 
 
 def test_a_file_that_is_no_photo_is_told_in_the_panel(wb, tmp_path, monkeypatch):
-    monkeypatch.setattr(photo, "UPLOADS", tmp_path)
+    monkeypatch.setattr(EXPLORER, "UPLOADS", tmp_path)
     panel = panels.explorer(wb, methods=("edges",))
     upload(panel, "holiday.jpg", b"dear diary")
     assert panel.state == "failed"

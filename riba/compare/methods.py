@@ -63,7 +63,7 @@ AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Query:
-    """What a method is asked: to explain ``targets`` of ``images``, checked and on one device."""
+    """Arguments of a method: images and targets, checked, and on the device of the network."""
 
     wb: Workbench
     images: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -84,14 +85,13 @@ def show_outline(ax: Axes, mask: Tensor | np.ndarray, colour: str = "white") -> 
 
 def show_ledger(ax: Axes, below: Mapping[str, Tensor], unit: str = "nats") -> None:
     """Total relevance of the first image at every layer on the way down, as bars from the top."""
+    import seaborn as sns
+
     totals = {name: value[0].double().sum().item() for name, value in below.items()}
-    rows = np.arange(len(totals))
-    ax.barh(rows, totals.values(), color="C0", height=0.7)
-    for row, total in zip(rows, totals.values(), strict=True):
-        ax.text(max(total, 0), row, f" {total:.1f}", va="center", fontsize=7)
-    ax.set_yticks(rows, totals, fontsize=7)
-    ax.invert_yaxis()
-    ax.set(xlabel=f"{unit} in the layer", title="the ledger, layer by layer")
+    sns.barplot(totals, orient="y", color="C0", saturation=1, width=0.7, ax=ax)
+    ax.bar_label(ax.containers[0], fmt=" %.1f", fontsize=7)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set(xlabel=f"{unit} in the layer", ylabel="", title="the ledger, layer by layer")
     ax.margins(x=0.12)
 
 
@@ -105,9 +105,13 @@ def overlay(
     return (1 - weight) * grey + weight * in_colour(values)
 
 
-def in_colour(values: Tensor | np.ndarray) -> np.ndarray:
-    """An H×W map as H×W×3 colours in 0–1, on its own scale: diverging where a value is negative."""
-    share = np.clip(_array(values) / upper_limit(values), -1, 1)
+def in_colour(values: Tensor | np.ndarray, limit: float | None = None) -> np.ndarray:
+    """An H×W map as H×W×3 colours in 0–1: diverging where a value is negative.
+
+    ``limit`` is the top of the scale; by default :func:`upper_limit` of the map itself.
+    """
+    top = upper_limit(values) if limit is None else limit
+    share = np.clip(_array(values) / top, -1, 1)
     if share.min() < 0:
         return plt.get_cmap(SIGNED)((share + 1) / 2)[..., :3]
     return plt.get_cmap(UNSIGNED)(share)[..., :3]
@@ -165,17 +169,23 @@ def show_allocation(
     mask
         ``"strict"`` or ``"banded"``.
     """
-    curves = summary[summary["metric"].str.startswith("allocation@") & (summary["mask"] == mask)]
-    curves = curves.assign(share=curves["metric"].str.removeprefix("allocation@").astype(float))
+    import seaborn as sns
+
+    rows = summary[summary["metric"].str.startswith("allocation@") & (summary["mask"] == mask)]
+    rows = rows.assign(share=rows["metric"].str.removeprefix("allocation@").astype(float))
+    curves = rows.melt(["method", "share"], ["low", "mean", "high"], value_name="precision")
+    # of (low, mean, high) the median is the mean, and the band from end to end is the interval
+    line = partial(sns.lineplot, x="share", y="precision", estimator="median", ax=ax)
     for place, (method, label) in enumerate(methods.items()):
-        rows = curves[curves["method"] == method].sort_values("share")
         style = {"color": f"C{place % 6}", "linestyle": "-" if place < 6 else "--"}
-        ax.plot(rows["share"], rows["mean"], label=label, **style)
-        ax.fill_between(rows["share"], rows["low"], rows["high"], color=style["color"], alpha=0.15)
+        band = {"alpha": 0.15, "linewidth": 0}
+        data = curves[curves["method"] == method]
+        line(data, errorbar=("pi", 100), err_kws=band, label=label, legend=False, **style)
     for method, label in (("oracle", "oracle"), ("random", "chance")):
-        rows = curves[curves["method"] == method].sort_values("share")
-        ax.plot(rows["share"], rows["mean"], color="0.3", linestyle=":", linewidth=1)
-        ax.text(rows["share"].iloc[0], rows["mean"].iloc[0] + 0.015, label, fontsize=7, color="0.3")
+        data = curves[curves["method"] == method]
+        line(data, errorbar=None, color="0.3", linestyle=":", linewidth=1)
+        _, height = ax.lines[-1].get_xydata()[0]
+        ax.text(data["share"].min(), height + 0.015, label, fontsize=7, color="0.3")
     ax.set(xscale="log", ylim=(0, 1.08), xlabel="most important pixels (share of the image)")
     ax.set_ylabel("share of them on the object")
     ax.set_xticks([0.01, 0.1, 0.5], ["1 %", "10 %", "50 %"])

@@ -1,57 +1,43 @@
-"""Controls that look alike, and what they offer."""
+"""Controls of one look, and what they offer."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import ipywidgets as widgets
 import torch
 
+from riba.compare.methods import METHODS
 from riba.method import network
 from riba.workbench import Workbench
 
-METHODS_OFFERED = (
-    "iba",
-    "relevance-iba",
-    "relevance-iba-gamma",
-    "relevance-iba-joint",
-    "relevance-iba-cascade",
-    "iba-joint",
-    "capacity-product",
-    "readout-iba",
-    "input-iba",
-    "lrp-epsilon-plus",
-    "grad-cam",
-    "guided-grad-cam",
-    "guided-backprop",
-    "integrated-gradients",
-    "deeplift",
-    "gradient",
-    "edges",
-    "centre",
-    "random",
-)
-"""Methods that a panel lets one choose from; all but ``input-iba`` answer in about a second."""
+METHODS_OFFERED = [name for name in METHODS if name != "oracle"]
+"""Methods that a panel lets one choose from: all but the mask itself."""
 
 
-def slider(kind: type, label: str, **options: object) -> widgets.ValueWidget:
-    """A slider that answers on release and shows its value as text."""
-    return kind(description=label, continuous_update=False, **looks(), **options)
-
-
-def choice(label: str, options: object, value: object) -> widgets.Dropdown:
-    """One of several."""
-    return widgets.Dropdown(description=label, options=options, value=value, **looks())
-
-
-def several(label: str, options: object, value: tuple, rows: int = 5) -> widgets.SelectMultiple:
-    """Any number of several: a list to click, with Ctrl or Shift for more than one."""
-    return widgets.SelectMultiple(
-        description=label, options=options, value=value, rows=rows, **looks()
+def control(kind: type, label: str, **traits: object) -> widgets.ValueWidget:
+    """A widget of this kind, with the label and width that all have; it answers on release."""
+    widget = kind(
+        description=label,
+        style={"description_width": "10.5em"},
+        layout=widgets.Layout(width="410px"),
+        **traits,
     )
+    if widget.has_trait("continuous_update"):
+        widget.continuous_update = False
+    return widget
 
 
-def tick(label: str, value: bool = False) -> widgets.Checkbox:
-    """Yes or no."""
-    return widgets.Checkbox(description=label, value=value, **looks())
+def scene_slider(wb: Workbench) -> widgets.IntSlider:
+    """Which of the first 200 test scenes, or photos."""
+    last = min(200, len(wb.test)) - 1
+    return control(widgets.IntSlider, "test scene", value=min(3, last), max=last)
+
+
+def method_list(most: int, first: tuple[str, ...]) -> widgets.SelectMultiple:
+    """Up to ``most`` methods: a list to click, with Ctrl or Shift for more than one."""
+    label = f"methods, up to {most}"
+    return control(widgets.SelectMultiple, label, options=METHODS_OFFERED, value=first, rows=6)
 
 
 def check_count(methods: tuple[str, ...], most: int) -> None:
@@ -66,26 +52,35 @@ def check_count(methods: tuple[str, ...], most: int) -> None:
         raise ValueError(f"choose one to {most} methods, not {len(methods)}")
 
 
+def layer_list(wb: Workbench) -> widgets.Dropdown:
+    """One of the workbench's depths."""
+    return control(widgets.Dropdown, "l, the layer", options=strides(wb), value=wb.layer)
+
+
 def strides(wb: Workbench) -> dict[str, str]:
-    """The workbench's depths, the shallowest first, by what is shown: name and stride."""
+    """Label, which is name and stride, to name of the workbench's depths, the shallowest first."""
     image = wb.test[0].image[None]
-    found = {}
+    labels = {}
     for layer in reversed(wb.depths):
         with torch.no_grad():
             side = network.run_until(wb.model, layer, image).shape[-1]
-        found[f"{layer}, stride {image.shape[-1] // side}"] = layer
-    return found
+        labels[f"{layer}, stride {image.shape[-1] // side}"] = layer
+    return labels
 
 
-def scene_slider(wb: Workbench) -> widgets.IntSlider:
-    """Which of the first 200 test scenes, or photos."""
-    last = min(200, len(wb.test)) - 1
-    return slider(widgets.IntSlider, "test scene", value=min(3, last), max=last)
+def set_value(controls: Mapping[str, widgets.ValueWidget], name: str, value: object) -> None:
+    """Set the control ``name``.
 
-
-def looks() -> dict[str, object]:
-    """Width of a control and of its label: the same for all."""
-    return {
-        "style": {"description_width": "10.5em"},
-        "layout": widgets.Layout(width="410px"),
-    }
+    Raises
+    ------
+    ValueError
+        There is no such control, or it does not take the value.
+    """
+    if name not in controls:
+        raise ValueError(f"no control {name!r}; {network.near_matches(name, controls)}")
+    try:
+        controls[name].value = value
+    except Exception as error:  # traitlets raise errors of several kinds
+        raise ValueError(f"{name} cannot be {value!r}: {error}") from error
+    if controls[name].value != value:
+        raise ValueError(f"{name} cannot be {value!r}: the nearest is {controls[name].value!r}")

@@ -1,0 +1,91 @@
+"""Notebook 06: where the most important pixels fall."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from riba.compare import metrics
+from riba.compare.methods import METHODS
+from riba.show import plots
+from riba.show.panels import samples
+from riba.show.panels.controls import check_count, control, method_list, scene_slider
+from riba.show.panels.paint import COLOURS, PALE, Curves, Empty, Line, Picture, View
+from riba.show.panels.panel import Panel
+from riba.testbed import datasets
+from riba.workbench import Workbench
+
+MOST = 3
+"""Methods side by side."""
+
+
+def allocation(wb: Workbench, **settings: object) -> Panel:
+    """Choose up to three methods and a budget, and see where the most important pixels fall.
+
+    Parameters as :func:`riba.panels.bottleneck`.
+    """
+    wb = samples.private_copy(wb)
+
+    def explain(scene: int, method: str) -> Tensor:
+        images, labels, masks = datasets.stack([samples.sample(wb, scene)])
+        return METHODS[method](wb, images, wb.targets(labels), masks=masks)
+
+    def compute(scene: int, methods: tuple[str, ...]) -> dict[str, Tensor]:
+        check_count(methods, MOST)
+        return {
+            method: wb.memory.once(("allocation", scene, method), partial(explain, scene, method))
+            for method in methods
+        }
+
+    controls = {
+        "scene": scene_slider(wb),
+        "methods": method_list(MOST, ("iba", "relevance-iba", "relevance-iba-cascade")),
+        "share": control(
+            widgets.FloatLogSlider, "p, share of pixels", value=0.1, min=-2.5, max=0, step=0.05
+        ),
+    }
+    caption = "The most important pixels of several maps over the mask, and allocation curves."
+    draw = partial(allocation_view, wb)
+    return Panel(wb, "allocation", compute, draw, controls, settings, caption)
+
+
+def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: float) -> View:
+    """Each map's most important pixels over the mask; and the allocation curves.
+
+    The pale curves are the best that a mask of this size allows, and chance.
+    """
+    sample = samples.sample(wb, scene)
+    rgb, masks = wb.to_rgb(sample.image), sample.mask[None]
+    budgets = torch.logspace(-2.5, 0, 40).tolist()
+    chance = masks.double().mean().item()
+    best = [min(1, chance / p) for p in budgets]
+    lines = [Line(budgets, best, PALE), Line(budgets, [chance] * 40, PALE)]
+    tiles = []
+    for (method, values), colour in zip(maps.items(), COLOURS, strict=False):
+        *curve, precision = metrics.allocation_curve(values, masks, [*budgets, share])[0].tolist()
+        area = metrics.allocation_area(values, masks).item()
+        lines.append(Line(budgets, curve, colour))
+        tiles.append(
+            Picture(
+                rgb=plots.hits(rgb, values[0], sample.mask, share),
+                title=method,
+                title_colour=colour,
+                foot=f"top {share:.1%}: {precision:.0%} on the object; area {area:.2f}",
+                outline=sample.mask,
+                ink="black",
+            )
+        )
+    tiles += [Empty()] * (MOST - len(tiles))
+    curves = Curves(
+        lines=lines,
+        at=share,
+        title="share of the top pixels on the object",
+        x_label="p, share of pixels",
+        log_x=True,
+        y_range=(0, 1.02),
+        width=1.4,
+    )
+    return View(rows=[(255, [*tiles, curves])])

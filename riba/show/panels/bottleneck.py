@@ -1,0 +1,141 @@
+"""Notebook 02: choose β and step through the optimisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from riba.method import bottleneck as iba
+from riba.method.bottleneck import Information, InformationBottleneck
+from riba.method.explicit import Part
+from riba.show.panels.controls import control, layer_list, scene_slider
+from riba.show.panels.paint import COLOURS, PALE, Bars, Curves, Line, Picture, View, map_picture
+from riba.show.panels.panel import Panel
+from riba.show.panels.samples import at_layer, network_input, private_copy, sample
+from riba.workbench import Workbench
+
+LAST = 30
+"""Most steps that the control offers."""
+
+
+def bottleneck(wb: Workbench, **settings: object) -> Panel:
+    """Choose β, steps, copies, smoothing and the layer; look at every step of one optimisation.
+
+    Parameters
+    ----------
+    wb
+        The bundled workbench.
+    settings
+        First values of the controls.
+    """
+    wb = private_copy(wb)
+
+    def compute(
+        scene: int, beta: float, steps: int, samples: int, sigma: float, layer: str
+    ) -> Optimisation:
+        at, (images, targets) = at_layer(wb, layer), network_input(wb, scene)
+        settings = {"beta": beta, "steps": steps, "samples": samples, "sigma": sigma}
+        optimise = InformationBottleneck(at.model, layer, at.statistics, **settings)
+        measured = optimise(images, targets, keep_steps=True)
+        _, tail = optimise.explicit(images).parts
+        return Optimisation(at, images, measured, tail, samples, sigma)
+
+    controls = {
+        "scene": scene_slider(wb),
+        "beta": control(
+            widgets.FloatLogSlider, "β, price of a nat", value=10, min=-1, max=3, step=0.125
+        ),
+        "steps": control(widgets.IntSlider, "steps of Adam", value=10, min=1, max=LAST),
+        "samples": control(widgets.IntSlider, "noisy copies", value=10, min=1, max=20),
+        "sigma": control(widgets.FloatSlider, "σ, smoothing of λ", value=1, max=3, step=0.25),
+        "layer": layer_list(wb),
+        "step": control(widgets.IntSlider, "show step", value=LAST, max=LAST),
+    }
+    caption = "Information bottleneck on one test scene: what passes at one step."
+    draw = partial(bottleneck_view, wb)
+    return Panel(wb, "bottleneck", compute, draw, controls, settings, caption)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """One optimisation with all its steps."""
+
+    wb: Workbench
+    images: Tensor
+    information: Information
+    tail: Part
+    samples: int
+    sigma: float
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """λ and nats (1×C×h×w) at a step, and the class probabilities through the bottleneck."""
+        stats, r = self.wb.statistics, self.information.features
+        lambda_, nats = iba.measure(r, self.information.history[step], stats, self.sigma)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn(self.samples, *r.shape[1:], generator=generator)
+        std = stats.std.clamp(min=iba.MIN_STD)
+        z = iba.restrict(r, lambda_, noise, stats.mean, std, stats.active)[0]
+        with torch.no_grad():
+            through = self.tail(z)[0].softmax(1).mean(0)
+        return lambda_, nats.clamp(min=0), through
+
+
+def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) -> View:
+    """Picture, what passes, mean λ, bits; the optimisation step by step, class probabilities."""
+    mask, trace = sample(wb, scene).mask, result.information.trace
+    step = min(step, len(trace.loss) - 1)
+    lambda_, nats, through = result.at(step)
+    rgb, bits = wb.to_rgb(result.images[0]), iba.to_bits(nats, tuple(mask.shape))[0]
+    title = f"{bits.sum():.1f} bits at step {step}"
+    maps = [
+        Picture(rgb=rgb, title="the picture", outline=mask, width=0.8),
+        Picture(rgb=with_noise(rgb, lambda_), title="what is let through *", width=0.8),
+        map_picture(
+            lambda_[0].mean(0), title="mean λ over channels", unit="share let through", limit=1.0
+        ),
+        map_picture(bits, title=title, unit="bits / pixel", outline=mask),
+    ]
+    probabilities = Bars(
+        rows=class_rows(wb, wb.predict(result.images)[0], through),
+        colours=(PALE, COLOURS[1]),
+        limit=1.0,
+        title="p(class): open (grey), through (red)",
+    )
+    plots = [
+        curve(trace.information[:, 0] / math.log(2), "bits in the layer", step, log=True),
+        curve(trace.cross_entropy[:, 0], "cross-entropy (nats)", step),
+        probabilities,
+    ]
+    settled = "Settled." if result.information.settled[0] else "Not settled: take more steps."
+    words = "* An illustration: noise over the pixels, where even the most open channel is shut."
+    return View(rows=[(205, maps), (170, plots)], notes=[f"{settled}   {words}"])
+
+
+def curve(values: Tensor, title: str, step: int, log: bool = False) -> Curves:
+    """One quantity at every step; a line marks the step that is shown."""
+    line = Line(range(len(values)), values.tolist(), COLOURS[0])
+    y_range = None if log else (0.0, max(values.max().item(), 1e-6) * 1.05)
+    return Curves(lines=[line], at=step, title=title, x_label="step", log_y=log, y_range=y_range)
+
+
+def class_rows(wb: Workbench, opened: Tensor, through: Tensor) -> dict[str, tuple[float, float]]:
+    """Probabilities of the four likeliest classes, without and with the bottleneck."""
+    top = torch.maximum(opened, through).topk(4).indices.tolist()
+    return {wb.class_names[k]: (opened[k].item(), through[k].item()) for k in top}
+
+
+def with_noise(rgb: Tensor, lambda_: Tensor) -> Tensor:
+    """The picture (H×W×3 in 0–1) under noise: as much as the most open channel's λ leaves.
+
+    ``lambda_`` is 1×C×h×w.
+    """
+    share = torch.nn.functional.interpolate(
+        lambda_.amax(1, keepdim=True), tuple(rgb.shape[:2]), mode="bilinear"
+    )[0, 0, :, :, None]
+    noise = torch.rand(rgb.shape, generator=torch.Generator().manual_seed(0))
+    return share * rgb + (1 - share) * noise

@@ -1,0 +1,54 @@
+"""What panels read of a workbench: a copy that is safe in the background, and its test samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from riba.method.explicit import frozen_copy
+from riba.show.panels.paint import Picture
+from riba.testbed.datasets import Sample
+from riba.workbench import Workbench
+
+
+def private_copy(wb: Workbench) -> Workbench:
+    """The workbench with a copy of its network on the CPU, and with a memory of its own.
+
+    A panel works in the background and registers hooks in the network while a cell may be using
+    it.
+
+    Raises
+    ------
+    ValueError
+        There is nothing to show.
+    """
+    if not len(wb.test):
+        raise ValueError(
+            "this workbench has no photos to show: load it with data=, or pass photos to "
+            "Workbench.of"
+        )
+    return replace(wb, model=frozen_copy(wb.model).cpu(), precision=None)
+
+
+def sample(wb: Workbench, scene: int) -> Sample:
+    """A test scene; stored, because drawing one takes as long as painting the panel."""
+    return wb.memory.once(("sample", scene), lambda: wb.test[scene])
+
+
+def at_layer(wb: Workbench, layer: str) -> Workbench:
+    """The workbench with its bottleneck at another layer; stored, and with it what it computes."""
+    return wb.memory.once(("layer", layer), lambda: wb.at(layer))
+
+
+def network_input(wb: Workbench, scene: int) -> tuple[Tensor, Tensor]:
+    """A test scene as a batch of one (1×3×H×W), and the classes to explain it by."""
+    chosen = sample(wb, scene)
+    return chosen.image[None], wb.targets([chosen.label])
+
+
+def picture(wb: Workbench, scene: int, mark: tuple[float, float] | None = None) -> Picture:
+    """A test scene with the outline of its object, titled by its class t."""
+    chosen = sample(wb, scene)
+    title = f"t = {wb.label_names[chosen.label]}"
+    return Picture(rgb=wb.to_rgb(chosen.image), title=title, outline=chosen.mask, mark=mark)
