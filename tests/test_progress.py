@@ -55,7 +55,7 @@ def wb(home):
     ("method", "labels"),
     [
         ("iba", {"bottleneck"}),
-        ("relevance-iba-joint", {"joint bottlenecks"}),
+        ("relevance-iba-joint", {"bottleneck"}),
         ("input-iba", {"bottleneck", "prior of InputIBA", "bottleneck at the pixels", "InputIBA"}),
     ],
 )

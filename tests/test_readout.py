@@ -83,7 +83,7 @@ def test_the_shipped_one_aims_like_the_optimised_and_costs_less_information(wb, 
     ]
     assert scores[0] > scores[1] - 0.05
     assert metrics.rank_accuracy(to_bits(nats, 128), masks).mean() > 0.55
-    assert readout.READOUT_WEIGHTS.stat().st_size < 3e6
+    assert networks.READOUT_WEIGHTS.stat().st_size < 3e6
 
 
 def test_the_class_survives_the_shipped_readout(wb, batch):

@@ -467,7 +467,7 @@ class InformationBottleneck:
                 outputs.append(values[0])
             return *outputs, *beside
 
-        outputs, _ = in_chunks(run, len(images), COPIES)
+        outputs, self.chunk = in_chunks(run, len(images), self.chunk)
         count = len(net.layers)
         features, logits, beside = outputs[:count], outputs[count], outputs[count + 1 :]
         for layer, r in zip(net.layers, features, strict=True):

@@ -325,13 +325,18 @@ def active(information: Information, upper: Callable[[], Tensor]) -> Start:
 
 def spread(information: Information, upper: Callable[[], Tensor]) -> Start:
     """Each location's nats over its channels in proportion to r⁺; unchanged where r⁺ is 0."""
-    weight = information.features.clamp(min=0)
-    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, information.nats)
+    nats = spread_by_activation(information.nats, information.features)
+    return Start(nats, _total(information.nats), "nats")
+
+
+def spread_by_activation(nats: Tensor, features: Tensor) -> Tensor:
+    """Nats (B×C×h×w) of each location over its channels in proportion to r⁺; sums are kept."""
+    weight = features.clamp(min=0)
+    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, nats)
     # normalised by the largest first: a weight too small to be divided by would lose its nats
     weight = weight / weight.amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
     share = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    nats = information.nats.sum(1, keepdim=True) * share
-    return Start(nats, _total(information.nats), "nats")
+    return nats.sum(1, keepdim=True) * share
 
 
 def gated(information: Information, upper: Callable[[], Tensor]) -> Start:
