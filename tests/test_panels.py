@@ -471,7 +471,7 @@ def unpainted(monkeypatch):
 def test_what_was_computed_once_is_not_computed_again(wb, runs, unpainted, name):
     panel = PANELS[name](wb)
     first = len(runs)
-    assert 1 <= first <= 2
+    assert 1 <= first <= (4 if name == "randomise" else 2)  # both networks, both bottlenecks
     panel.controls["scene"].value = 5
     second = len(runs)
     assert second > first
