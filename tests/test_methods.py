@@ -198,20 +198,19 @@ def test_a_depth_that_is_not_there_is_refused(wb, batch):
         METHODS["iba-depth-2"](wb.at(wb.depths[-1]), images, targets)
 
 
-def test_results_are_remembered_until_the_memory_is_full_or_the_weights_change(wb, batch):
+def test_the_last_result_is_kept_until_the_images_or_the_weights_change(wb, batch):
     images, targets, _ = batch
     bench = dataclasses.replace(wb)
-    bench.memory.size = 4
     first = methods.information(bench, wb.layer, images[:1], targets[:1])
-    assert methods.information(bench, wb.layer, images[:1], targets[:1]) is first
-    assert methods.information(bench, wb.layer, images[:1], targets[:1], seed=1) is not first
-    methods.information(bench, wb.layer, images[:1], targets[:1], seed=2)
+    other = methods.information(bench, wb.layer, images[:1], targets[:1], seed=1)
+    assert other is not first
+    assert methods.information(bench, wb.layer, images[:1].clone(), targets[:1]) is first
+    methods.information(bench, wb.layer, images[1:2], targets[1:2])
     assert methods.information(bench, wb.layer, images[:1], targets[:1]) is not first
-    model = copy.deepcopy(wb.model)
-    bench = dataclasses.replace(wb, model=model)
+    bench = dataclasses.replace(wb, model=copy.deepcopy(wb.model))
     methods.information(bench, wb.layer, images[:1], targets[:1])
     with torch.no_grad():
-        next(model.parameters()).mul_(1.01)
+        next(bench.model.parameters()).mul_(1.01)
     with pytest.raises(ValueError, match="its weights have changed"):
         methods.information(bench, wb.layer, images[:1], targets[:1])
 

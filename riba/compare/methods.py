@@ -26,6 +26,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -406,29 +407,22 @@ def _lrp(q: Query, composite: str | Composite) -> Tensor:
 def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
-    """Result of a bottleneck with default settings at ``layer``; the workbench remembers it."""
-    return _remembered(wb, layer, images, targets, seed)
+    """Result of a bottleneck with default settings at ``layer``; the last one is kept."""
+    return _last(wb, ("information", layer, seed), _bottleneck(wb, layer, seed), images, targets)
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
-    """Result of bottlenecks at all of ``wb.depths`` together; the workbench remembers it."""
-    return _remembered(wb, wb.depths, images, targets, seed)
+    """Result of bottlenecks at all of ``wb.depths`` together; the last one is kept."""
+    joint = _bottleneck(wb, wb.depths, seed)
+    return _last(wb, ("information", wb.depths, seed), joint, images, targets)
 
 
 def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
 ) -> InputInformation:
-    """Result of InputIBA with default settings; the workbench remembers it."""
+    """Result of InputIBA with default settings; the last one is kept."""
     at_input = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
-    key = ("input", prior, seed, *_content(wb, images, targets))
-    return wb.memory.once(key, lambda: at_input(images, targets))
-
-
-def _remembered(
-    wb: Workbench, layer: str | tuple[str, ...], images: Tensor, targets: Tensor, seed: int
-) -> Information | Depths:
-    key = ("information", layer, seed, *_content(wb, images, targets))
-    return wb.memory.once(key, lambda: _bottleneck(wb, layer, seed)(images, targets))
+    return _last(wb, ("input", prior, seed), at_input, images, targets)
 
 
 def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> InformationBottleneck:
@@ -442,12 +436,28 @@ def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> Infor
     return wb.memory.once(("bottleneck", layer, seed), make)
 
 
-def _content(wb: Workbench, images: Tensor, targets: Tensor) -> tuple:
-    """What a result depends on: weights, images and targets."""
+Result = TypeVar("Result")
+
+
+def _last(
+    wb: Workbench,
+    key: tuple,
+    compute: Callable[[Tensor, Tensor], Result],
+    images: Tensor,
+    targets: Tensor,
+) -> Result:
+    """The result for these images, targets and weights, computed if it is not the last of ``key``.
+
+    Only the last one is kept, because results of several layers take much memory.
+    """
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return state_of(wb.model), digest.digest()
+    content = (state_of(wb.model), digest.digest())
+    last = wb.memory.get(key)
+    if last is None or last[0] != content:
+        last = wb.memory.put(key, (content, compute(images, targets)))
+    return last[1]
 
 
 @method("iba", unit="bits")
