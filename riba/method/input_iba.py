@@ -183,7 +183,7 @@ class InputInformation:
     prior
         B×3×H×W: m, the share that the prior takes for granted (0–1).
     features
-        What the feature bottleneck of the first step found.
+        Result of the feature bottleneck.
     probability
         B: probability of the class through the bottleneck, mean over the noisy copies.
     trace

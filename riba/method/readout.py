@@ -122,7 +122,7 @@ def record(
 
 
 def _resized(features: Tensor, size: torch.Size) -> Tensor:
-    """Averaged where there are more elements than wanted, bilinear where there are fewer."""
+    """Features (B×C×h×w) resized: averaged to fewer elements, interpolated to more."""
     if features.shape[-1] > size[-1]:
         return F.adaptive_avg_pool2d(features, size)
     return F.interpolate(features, size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Relevance-IBA: nats measured by a bottleneck at one layer, handed down to the pixels by LRP.
+"""Relevance-IBA: nats measured by a bottleneck at one layer, propagated to the pixels by LRP.
 
 Chen et al., IEEE BigData 2023. The capacity at layer l (nats per feature) is the relevance that
 starts there; the rules of :mod:`riba.rules` carry it through the layers below, and the map is in
