@@ -26,6 +26,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -79,11 +80,11 @@ class Query:
 
     def parts(self) -> list[Query]:
         """The same for :data:`AT_ONCE` images at a time."""
-        columns = (self.images, self.targets, self.masks)
-        split = [[None] * len(self.images) if x is None else x.split(AT_ONCE) for x in columns]
-        rows = zip(*split, strict=False)
+        images, targets = self.images.split(AT_ONCE), self.targets.split(AT_ONCE)
+        masks = [None] * len(images) if self.masks is None else self.masks.split(AT_ONCE)
         return [
-            Query(self.wb, images, targets, self.seed, masks) for images, targets, masks in rows
+            replace(self, images=part, targets=classes, masks=objects)
+            for part, classes, objects in zip(images, targets, masks, strict=True)
         ]
 
 
@@ -145,12 +146,14 @@ class Method:
         check_images(wb.model, images)
         with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
             logits = wb.model(images[:1]).expand(len(images), -1)
+        if masks is not None and len(masks) != len(images):
+            raise ValueError(f"{len(masks)} masks for {len(images)} images: pass one for each")
         query = Query(wb, images, check_targets(targets, logits), seed, masks)
         answers = [self.function(part, **parameters) for part in query.parts()]
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
-        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers)
+        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers, device)
 
 
 METHODS: dict[str, Method] = {}
@@ -421,7 +424,8 @@ def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
 ) -> InputInformation:
     """Result of InputIBA with default settings; the last one is kept."""
-    at_input = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
+    make = partial(InputIBA, wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
+    at_input = wb.memory.once(("input bottleneck", prior, seed), make)
     return _last(wb, ("input", prior, seed), at_input, images, targets)
 
 
@@ -453,7 +457,7 @@ def _last(
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    content = (state_of(wb.model), digest.digest())
+    content = (state_of(wb.model), images.shape, targets.dtype, digest.digest())
     last = wb.memory.get(key)
     if last is None or last[0] != content:
         last = wb.memory.put(key, (content, compute(images, targets)))

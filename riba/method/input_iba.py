@@ -250,9 +250,14 @@ class InputIBA:
         **settings: object,
     ) -> None:
         if prior not in PRIORS:
-            raise ValueError(f"no prior {prior!r}: choose one of {', '.join(PRIORS)}")
+            raise ValueError(
+                f"no prior {prior!r}: choose one of {', '.join(PRIORS)}; tools/wgan.py adds the "
+                "published one"
+            )
         if std <= 0:
             raise ValueError(f"std must be above 0, got {std}")
+        if unused := {"chunk", "precision"} & settings.keys():
+            raise ValueError(f"InputIBA has no setting {min(unused)!r}: leave it out")
         self.settings = replace(AT_PIXELS, **settings)
         self.bottleneck = InformationBottleneck(
             model, layer, stats, beta=feature_beta, sigma=0.0, seed=self.settings.seed, chunk=1
