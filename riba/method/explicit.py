@@ -86,7 +86,7 @@ class Average(nn.AdaptiveAvgPool2d):
 
 def _terms(x: Tensor, y: Tensor) -> Tensor:
     """The terms of x + y along a new last dimension, as Zennit's ``Sum`` takes them."""
-    return torch.stack(torch.broadcasttensors_in(x, y), -1)
+    return torch.stack(torch.broadcast_tensors(x, y), -1)
 
 
 def _difference_terms(x: Tensor, y: Tensor) -> Tensor:
