@@ -1,6 +1,6 @@
 """What the forms with several depths cost, against plain IBA and InputIBA, in one run.
 
-    python benchmarks/cost.py          # two minutes on an idle machine
+    python -m benchmarks.cost          # two minutes on an idle machine
 
 Writes ``benchmarks/cost.csv``: seconds a scene, and how many times plain IBA that is. A batch of
 eight scenes; InputIBA, which takes one at a time, two of them. The methods take turns, so that all

@@ -1,7 +1,7 @@
 """InputIBA's prior: does the fast fit agree with the published one, and what does it save?
 
-    python benchmarks/input_iba.py            # agreement on 30 validation scenes (about 40 minutes)
-    python benchmarks/input_iba.py --speed    # seconds an image, three scenes, on an idle machine
+    python -m benchmarks.input_iba            # agreement on 30 validation scenes (about 40 minutes)
+    python -m benchmarks.input_iba --speed    # seconds an image, three scenes, on an idle machine
 
 Writes ``benchmarks/input_iba.csv`` (one row per scene and prior, resumed where it was stopped) and
 ``benchmarks/input_iba_speed.csv``.

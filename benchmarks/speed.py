@@ -1,7 +1,7 @@
 """How fast the bottleneck is against the published procedure, and how cost and memory grow.
 
-    python benchmarks/speed.py             # a quarter of an hour on an idle machine
-    python benchmarks/speed.py growth      # one part alone: procedure, growth or memory
+    python -m benchmarks.speed             # a quarter of an hour on an idle machine
+    python -m benchmarks.speed growth      # one part alone: procedure, growth or memory
 
 Writes ``benchmarks/speed.csv`` and, with what the other scripts measured, ``benchmarks/README.md``.
 Everything that is compared takes turns in one run. Networks of torchvision have random weights
@@ -306,7 +306,7 @@ def page(table: pd.DataFrame) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python benchmarks/speed.py`; what is compared took turns in one run.",
+        "Written by `python -m benchmarks.speed`; what is compared took turns in one run.",
         f"Measured with {torch.get_num_threads()} threads on {machine()}, PyTorch "
         f"{torch.__version__.split('+')[0]}, "
         f"{'with' if has_bf16() else 'without'} bf16 in hardware.",

@@ -1,6 +1,6 @@
 """Which form of Relevance-IBA puts its nats on the object, and where do the others lose them?
 
-    python benchmarks/study.py        # everything, on validation scenes (half an hour on two cores)
+    python -m benchmarks.study        # everything, on validation scenes (half an hour on two cores)
 
 One factor after the other, on validation scenes only: the defaults of riba are chosen from this
 table, test scenes never enter it. Writes ``benchmarks/study.csv``, a row per study × setting ×

@@ -45,7 +45,7 @@ class Memory(Generic[Value]):
     Several threads may share it. A pickled or copied memory is empty.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 48) -> None:
         self.size = size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._lock = Lock()

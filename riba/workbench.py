@@ -242,7 +242,7 @@ class Workbench:
         ValueError
             As :func:`riba.method.explicit.explicit`.
         """
-        key = ("explicit", tuple(layers), tuple(images.shape))
+        key = ("explicit", tuple(layers), tuple(images.shape[1:]))
         return self.memory.put(key, explicit(self.model, layers, images, self.memory.get(key)))
 
     def classes(self, label: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The per-sample bottleneck against published results, a slow second way, and bad input."""
 
 import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -513,6 +514,21 @@ def test_statistics_must_be_there_and_fit(trained):
         InformationBottleneck(other, layer, stats)
     with pytest.raises(ValueError, match="wrong size for the statistics"):
         InformationBottleneck(model, layer, stats)(images[:1, :, :16, :16], targets[:1])
+
+
+def test_a_bottleneck_that_has_run_can_be_copied(trained):
+    model, layer, stats, images, targets = trained
+    iba = InformationBottleneck(model, layer, stats, steps=1, samples=1)
+    nats = iba(images[:1], targets[:1]).nats
+    for twin in (copy.deepcopy(iba), pickle.loads(pickle.dumps(iba))):
+        assert torch.equal(twin(images[:1], targets[:1]).nats, nats)
+
+
+def test_layers_and_statistics_must_be_of_one_kind(trained):
+    model, layer, stats, *_ = trained
+    for layers, statistics in (([layer], stats), (layer, [stats])):
+        with pytest.raises(ValueError, match="one layer with its statistics, or a list of each"):
+            InformationBottleneck(model, layers, statistics)
 
 
 def test_noise_of_another_shape(trained):

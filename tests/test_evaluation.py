@@ -624,6 +624,15 @@ def test_bad_input_is_refused_in_words(wb, samples, tmp_path, ask, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_are_compared_before_the_first_result_is_there(wb, samples, tmp_path):
+    evaluate(wb, CHEAP, samples[:1], out=tmp_path)
+    for part in parts(tmp_path):
+        (tmp_path / part).unlink()
+    other = dataclasses.replace(wb, layer="features.11")
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate(other, CHEAP, samples[:1], out=tmp_path)
+
+
 def test_a_folder_of_other_settings_is_refused(wb, samples, tmp_path):
     evaluate(wb, CHEAP, samples[:1], out=tmp_path)
     before = parts(tmp_path)

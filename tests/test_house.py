@@ -22,6 +22,8 @@ FLOORS = (
 )
 """From the ground up: a room imports from its own floor and from those below."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MOST_LINES = {"method": 1950, "testbed": 1220, "compare": 1490, "show": 1410, "beside them": 660}
+"""Lines of code of each room, as they are: they may fall, and not rise."""
 PUBLIC = (
     *("load", "Workbench", "FeatureStatistics", "InformationBottleneck", "RelevanceIBA"),
     *("METHODS", "evaluate", "metrics", "plots", "panels", "scenes", "segmentation", "rules"),
@@ -73,4 +75,6 @@ def test_importing_is_light():
 
 def test_lines_are_counted_by_room():
     counts = lines.rooms()
-    assert set(counts) == {"method", "testbed", "compare", "show", "beside them"}
+    assert set(counts) == set(MOST_LINES)
+    for room, count in counts.items():
+        assert count <= MOST_LINES[room], f"{room} grows: delete before you add"

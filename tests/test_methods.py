@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,22 +199,40 @@ def test_a_depth_that_is_not_there_is_refused(wb, batch):
         METHODS["iba-depth-2"](wb.at(wb.depths[-1]), images, targets)
 
 
-def test_results_are_remembered_until_the_memory_is_full_or_the_weights_change(wb, batch):
+def test_the_last_result_is_kept_until_the_images_or_the_weights_change(wb, batch):
     images, targets, _ = batch
     bench = dataclasses.replace(wb)
-    bench.memory.size = 4
     first = methods.information(bench, wb.layer, images[:1], targets[:1])
-    assert methods.information(bench, wb.layer, images[:1], targets[:1]) is first
-    assert methods.information(bench, wb.layer, images[:1], targets[:1], seed=1) is not first
-    methods.information(bench, wb.layer, images[:1], targets[:1], seed=2)
+    other = methods.information(bench, wb.layer, images[:1], targets[:1], seed=1)
+    assert other is not first
+    assert methods.information(bench, wb.layer, images[:1].clone(), targets[:1]) is first
+    methods.information(bench, wb.layer, images[1:2], targets[1:2])
     assert methods.information(bench, wb.layer, images[:1], targets[:1]) is not first
-    model = copy.deepcopy(wb.model)
-    bench = dataclasses.replace(wb, model=model)
+    bench = dataclasses.replace(wb, model=copy.deepcopy(wb.model))
     methods.information(bench, wb.layer, images[:1], targets[:1])
     with torch.no_grad():
-        next(model.parameters()).mul_(1.01)
+        next(bench.model.parameters()).mul_(1.01)
     with pytest.raises(ValueError, match="its weights have changed"):
         methods.information(bench, wb.layer, images[:1], targets[:1])
+
+
+@pytest.mark.parametrize(
+    "name", ["readout-iba", "relevance-iba", "guided-grad-cam", "deeplift", "lrp-epsilon-plus"]
+)
+def test_threads_may_share_a_workbench(name, wb, batch):
+    images, targets, _ = batch
+    method = METHODS[name]
+    expected = [method(wb, images[k : k + 1], targets[k : k + 1]) for k in range(3)]
+    places = [0, 1, 2] * 4
+    with ThreadPoolExecutor(4) as pool:
+        maps = pool.map(lambda k: method(wb, images[k : k + 1], targets[k : k + 1]), places)
+        for place, values in zip(places, maps, strict=True):
+            torch.testing.assert_close(values, expected[place], rtol=1e-3, atol=1e-4)
+
+
+def test_forms_do_not_depend_on_the_number_of_images(wb, batch):
+    bench = dataclasses.replace(wb)
+    assert bench.explicit((), batch[0]) is bench.explicit((), batch[0][:1])
 
 
 def test_maps_come_with_their_ledger(wb, batch, maps):
@@ -248,6 +267,8 @@ def test_bad_input_is_told_in_a_sentence(wb, batch):
         methods.find_method("relevance_iba")
     with pytest.raises(ValueError, match="the oracle is the mask itself: pass masks="):
         METHODS["oracle"](wb, images, targets)
+    with pytest.raises(ValueError, match="2 masks for 3 images"):
+        METHODS["centre"](wb, images, targets, masks=batch[2][:2])
     for name in ("gradient", "occlusion", "random"):
         with pytest.raises(ValueError, match="class 10 is out of range"):
             METHODS[name](wb, images[:1], [10])

@@ -465,6 +465,29 @@ def test_the_attributor_refuses_in_words(net, stats, images):
         RelevanceIBA(net, LAYER, stats)(images, [0])
 
 
+def test_a_form_passed_by_hand_is_checked(net, stats, images):
+    form = explicit(net, [LAYER], images)
+    targets = [0, 3, 5, 9]
+    information = InformationBottleneck(net, LAYER, stats, steps=1, samples=1)(images, targets)
+    pixels, ledger = relevance.relevance_iba(form, images, targets, information)
+    torch.testing.assert_close(ledger.end, total(pixels))
+    with pytest.raises(ValueError, match="images reach 255"):
+        relevance.lrp(form, images.clone().fill_(255.0), targets)
+    with pytest.raises(ValueError, match="images of another size"):
+        relevance.lrp(form, images.repeat(1, 1, 2, 2), targets)
+    with pytest.raises(ValueError, match=r"has no layer 'features\.66'"):
+        relevance.lrp(form, images, targets, layer="features.66")
+    with pytest.raises(ValueError, match="measured on other images or another network"):
+        relevance.relevance_iba(form, images.flip(0), targets, information)
+    torch.manual_seed(7)
+    other = explicit(networks.scenenet(weights=None), [LAYER], images)
+    with pytest.raises(ValueError, match="measured on other images or another network"):
+        relevance.relevance_iba(other, images, targets, information)
+    assert relevance.descend_all(form, LAYER, images, information.nats).keys() == (
+        relevance.descend_all(net, LAYER, images, information.nats).keys()
+    )
+
+
 # --- the cascade ---------------------------------------------------------------------------------
 
 BELOW = "features.6"

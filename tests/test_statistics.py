@@ -235,12 +235,12 @@ def test_mismatched_cache_is_refused(model, images, tmp_path):
     cached(model, images, tmp_path)
     (path,) = tmp_path.iterdir()
     path.rename(path.with_name(path.name.replace("toy_train", "toy_test")))
-    with pytest.raises(ValueError, match="dataset 'toy/train', asked for was dataset 'toy/test'"):
+    with pytest.raises(ValueError, match="dataset 'toy/train', expected dataset 'toy/test'"):
         cached(model, never, tmp_path, dataset="toy/test")
 
 
 def test_images_must_be_what_was_announced(model, images, tmp_path):
-    with pytest.raises(ValueError, match="count 150, asked for was count 1000"):
+    with pytest.raises(ValueError, match="count 150, expected count 1000"):
         cached(model, images, tmp_path, count=1000)
     with pytest.raises(ValueError, match="size"):
         cached(model, images, tmp_path, size=16)

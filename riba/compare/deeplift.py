@@ -1,7 +1,7 @@
 """DeepLIFT with the rescale rule, on the explicit form of a network.
 
 Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation
-Differences", ICML 2017. Image and baseline pass together; a multiplier is handed down by the chain
+Differences", ICML 2017. Image and baseline pass together; multipliers are propagated by the chain
 rule, in which every non-linear step has its difference quotient in place of its slope, so that
 multiplier times difference of pixels adds up to the difference of the logits. Captum's DeepLIFT
 misses that sum on networks with max-pooling behind a ReLU, and sees no functional activations.
@@ -72,9 +72,9 @@ class _Interpreter(fx.Interpreter):
         inputs = varying(node)
 
         def step(*values: Tensor) -> Tensor:
-            given = dict(zip(inputs, values, strict=True))
+            known = dict(zip(inputs, values, strict=True))
             args, named = fx.node.map_arg(
-                (node.args, node.kwargs), lambda n: given.get(n, self.env.get(n))
+                (node.args, node.kwargs), lambda n: known.get(n, self.env.get(n))
             )
             return getattr(self, node.op)(node.target, args, named)
 
@@ -82,7 +82,7 @@ class _Interpreter(fx.Interpreter):
 
 
 class _Rule(torch.autograd.Function):
-    """A step whose backward pass hands down multipliers; only the images' half has any."""
+    """A step whose backward pass propagates multipliers; only the images' half has any."""
 
     @staticmethod
     def forward(ctx: object, step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _Maximum(_Rule):
     """Max-pooling: what exceeds the baseline is the image's winner's, what falls short the other's.
 
     With M = max(y_x, y_b): (M − y_b) goes to the winner among the image's values and (y_x − M) to
-    that among the baseline's; neither divides by less than it hands down (as in SHAP's DeepLIFT).
+    that among the baseline's; neither divides by less than it passes on (as in SHAP's DeepLIFT).
     """
 
     @staticmethod
@@ -124,15 +124,15 @@ class _Maximum(_Rule):
         output, x = ctx.saved_tensors
         (here, there), (above, base) = x.chunk(2), output.chunk(2)
         largest = torch.maximum(above, base)
-        handed = torch.cat([largest - base, above - largest]) * multiplier.chunk(2)[0].repeat(
+        passed = torch.cat([largest - base, above - largest]) * multiplier.chunk(2)[0].repeat(
             2, *[1] * (output.ndim - 1)
         )
         with torch.enable_grad():
             both = x.detach().requires_grad_()
-            (won,) = torch.autograd.grad(ctx.step(both), both, handed)
-        won = sum(won.chunk(2))
+            (winners,) = torch.autograd.grad(ctx.step(both), both, passed)
+        winners = sum(winners.chunk(2))
         difference = here - there
-        return None, _Rule._halves(torch.where(won == 0, 0.0, won / difference))
+        return None, _Rule._halves(torch.where(winners == 0, 0.0, winners / difference))
 
 
 class _Product(_Rule):

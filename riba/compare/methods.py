@@ -25,7 +25,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +80,11 @@ class Query:
 
     def parts(self) -> list[Query]:
         """The same for :data:`AT_ONCE` images at a time."""
-        columns = (self.images, self.targets, self.masks)
-        split = [[None] * len(self.images) if x is None else x.split(AT_ONCE) for x in columns]
-        rows = zip(*split, strict=False)
+        images, targets = self.images.split(AT_ONCE), self.targets.split(AT_ONCE)
+        masks = [None] * len(images) if self.masks is None else self.masks.split(AT_ONCE)
         return [
-            Query(self.wb, images, targets, self.seed, masks) for images, targets, masks in rows
+            replace(self, images=part, targets=classes, masks=objects)
+            for part, classes, objects in zip(images, targets, masks, strict=True)
         ]
 
 
@@ -144,12 +146,14 @@ class Method:
         check_images(wb.model, images)
         with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
             logits = wb.model(images[:1]).expand(len(images), -1)
+        if masks is not None and len(masks) != len(images):
+            raise ValueError(f"{len(masks)} masks for {len(images)} images: pass one for each")
         query = Query(wb, images, check_targets(targets, logits), seed, masks)
         answers = [self.function(part, **parameters) for part in query.parts()]
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
-        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers)
+        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers, device)
 
 
 METHODS: dict[str, Method] = {}
@@ -406,29 +410,23 @@ def _lrp(q: Query, composite: str | Composite) -> Tensor:
 def information(
     wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
 ) -> Information:
-    """Result of a bottleneck with default settings at ``layer``; the workbench remembers it."""
-    return _remembered(wb, layer, images, targets, seed)
+    """Result of a bottleneck with default settings at ``layer``; the last one is kept."""
+    return _last(wb, ("information", layer, seed), _bottleneck(wb, layer, seed), images, targets)
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
-    """Result of bottlenecks at all of ``wb.depths`` together; the workbench remembers it."""
-    return _remembered(wb, wb.depths, images, targets, seed)
+    """Result of bottlenecks at all of ``wb.depths`` together; the last one is kept."""
+    joint = _bottleneck(wb, wb.depths, seed)
+    return _last(wb, ("information", wb.depths, seed), joint, images, targets)
 
 
 def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
 ) -> InputInformation:
-    """Result of InputIBA with default settings; the workbench remembers it."""
-    at_input = InputIBA(wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
-    key = ("input", prior, seed, *_content(wb, images, targets))
-    return wb.memory.once(key, lambda: at_input(images, targets))
-
-
-def _remembered(
-    wb: Workbench, layer: str | tuple[str, ...], images: Tensor, targets: Tensor, seed: int
-) -> Information | Depths:
-    key = ("information", layer, seed, *_content(wb, images, targets))
-    return wb.memory.once(key, lambda: _bottleneck(wb, layer, seed)(images, targets))
+    """Result of InputIBA with default settings; the last one is kept."""
+    make = partial(InputIBA, wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
+    at_input = wb.memory.once(("input bottleneck", prior, seed), make)
+    return _last(wb, ("input", prior, seed), at_input, images, targets)
 
 
 def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> InformationBottleneck:
@@ -442,12 +440,28 @@ def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> Infor
     return wb.memory.once(("bottleneck", layer, seed), make)
 
 
-def _content(wb: Workbench, images: Tensor, targets: Tensor) -> tuple:
-    """What a result depends on: weights, images and targets."""
+Result = TypeVar("Result")
+
+
+def _last(
+    wb: Workbench,
+    key: tuple,
+    compute: Callable[[Tensor, Tensor], Result],
+    images: Tensor,
+    targets: Tensor,
+) -> Result:
+    """The result for these images, targets and weights, computed if it is not the last of ``key``.
+
+    Only the last one is kept, because results of several layers take much memory.
+    """
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return state_of(wb.model), digest.digest()
+    content = (state_of(wb.model), images.shape, targets.dtype, digest.digest())
+    last = wb.memory.get(key)
+    if last is None or last[0] != content:
+        last = wb.memory.put(key, (content, compute(images, targets)))
+    return last[1]
 
 
 @method("iba", unit="bits")

@@ -322,7 +322,11 @@ class Depths:
         return len(self.informations)
 
     def __getitem__(self, layer: str) -> Information:
-        return next(depth for depth in self.informations if depth.layer == layer)
+        for depth in self.informations:
+            if depth.layer == layer:
+                return depth
+        names = ", ".join(depth.layer for depth in self.informations)
+        raise KeyError(f"no information at layer {layer!r}, only at {names}")
 
     @property
     def shallowest(self) -> Information:
@@ -368,10 +372,13 @@ class InformationBottleneck:
         **settings: object,
     ) -> None:
         self.single = isinstance(layer, str)
-        layers, statistics = ([layer], [stats]) if self.single else (list(layer), list(stats))
+        if stats is not None and self.single != isinstance(stats, FeatureStatistics):
+            raise ValueError("pass one layer with its statistics, or a list of each")
+        layers = [layer] if self.single else list(layer)
+        statistics = list(stats) if isinstance(stats, Sequence) else [stats]
+        check_statistics(*statistics)
         if not layers or len({*layers}) < len(layers) or len(layers) != len(statistics):
             raise ValueError("pass one or more distinct layers, and the statistics of each of them")
-        check_statistics(*statistics)
         for name, known in zip(layers, statistics, strict=True):
             known.check(model, name)
         device = device_of(model)
@@ -440,8 +447,12 @@ class InformationBottleneck:
 
     def explicit(self, images: Tensor) -> Explicit:
         """The network cut behind the layers, for images of this size."""
-        self._form = explicit(self.model, self.statistics, images, self._form)
-        return self._form
+        form = explicit(self.model, self.statistics, images, self._form)
+        self._form = form  # other threads may set it, too
+        return form
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_form": None}
 
     def _check_weights(self) -> None:
         """Refuse weights that have changed since the statistics were checked."""
@@ -540,7 +551,7 @@ class InformationBottleneck:
             ):
                 if len(features) > len(lambda_):  # copies already, from the layer below
                     features = features.unflatten(0, (-1, samples))
-                stats = self.statistics[layer]
+                stats = self.statistics[layer].to(lambda_.device)  # the network may have moved
                 std = stats.std.clamp(min=MIN_STD)
                 z = restrict(features, lambda_, draw, stats.mean, std, stats.active)
                 features, *beside = piece(z.flatten(0, 1).to(features.dtype), *beside)

@@ -10,7 +10,6 @@ one signal, or has a gradient that is its rule. Any other step is refused by its
 
 from __future__ import annotations
 
-import copy
 import operator
 import threading
 import warnings
@@ -21,14 +20,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.utils import fusion, parametrize
-from torch.utils._pytree import tree_iter
 from torchvision.ops import FrozenBatchNorm2d
 from zennit.core import Composite
 from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear, MaxPool
 
 from riba.method import rules
-from riba.method.network import errors_in_words, hooked, run_until, shape_or_type, state_of
+from riba.method.network import (
+    errors_in_words,
+    frozen_copy,
+    hooked,
+    run_until,
+    shape_or_type,
+    state_of,
+    tensors_in,
+)
 
 TOLERANCE = 1e-3
 """Share of the relevance that may be lost or gained before a network is refused."""
@@ -180,32 +186,6 @@ def varying(node: fx.Node) -> list[fx.Node]:
 # --- the private copy ----------------------------------------------------------------------------
 
 
-@torch.inference_mode(False)  # tensors made in inference mode could not serve a backward pass
-def frozen_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
-    """A copy in evaluation mode whose weights take no gradients.
-
-    Parameters
-    ----------
-    share
-        Weights share their memory with the model's; modules are copied all the same.
-    """
-    memo: dict[int, object] = {}
-    for module in model.modules():
-        for tensor in _tensors(list(vars(module).values())):  # also features that a module keeps
-            plain = tensor.detach()
-            if not share or tensor.is_inference():
-                plain = plain.clone()
-            if isinstance(tensor, nn.Parameter):
-                plain = nn.Parameter(plain, requires_grad=False)
-            memo[id(tensor)] = plain
-    return copy.deepcopy(model, memo).eval().requires_grad_(False)
-
-
-def _tensors(value: object) -> list[Tensor]:
-    """The tensors in nested lists, tuples and dictionaries."""
-    return [leaf for leaf in tree_iter(value) if isinstance(leaf, Tensor)]
-
-
 def _folded(private: nn.Module) -> nn.Module:
     """``private`` with plain weights in place of parametrisations, and norms without activations.
 
@@ -304,7 +284,7 @@ class _Shapes(fx.Interpreter):
         query = query and not (is_tensor and name_of(node) == "getattr")
         node.meta["operation"] = type(module).__name__ if is_module else name_of(node)
         node.meta["shape"] = result.shape if is_tensor else None
-        node.meta["constant"] = None if _tensors(result) else result
+        node.meta["constant"] = None if tensors_in(result) else result
         node.meta["varies"] = node.op == "placeholder" or bool(varying(node) and not query)
         return result
 
@@ -332,7 +312,7 @@ def _end(graph: fx.Graph, layer: str) -> fx.Node:
     for node in graph.nodes:
         if layer in node.meta.get("layers", ()):
             return node
-    raise ValueError(f"layer {layer!r} leaves no step behind")
+    raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")
 
 
 def _once_each(net: fx.GraphModule) -> None:
@@ -485,6 +465,8 @@ class Explicit:
 
     Attributes
     ----------
+    model
+        The network that it is the form of.
     layers
         Where it is cut, in the order of running.
     parts
@@ -497,7 +479,8 @@ class Explicit:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor) -> None:
-        self.network, self._key = type(model).__name__, _key(model, layers, example)
+        self.model, self.network = model, type(model).__name__
+        self._key = _key(model, layers, example)
         twin = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
         logits, features = _run(twin, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
@@ -550,6 +533,20 @@ class Explicit:
         except ValueError:
             return False
         return True
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images of another kind than the form was made for, and changed weights.
+
+        Raises
+        ------
+        ValueError
+            Says so.
+        """
+        if self._key != _key(self.model, self.layers, images):
+            raise ValueError(
+                f"this explicit form of {self.network} is for images of another size, device or "
+                "type, or the network has changed since: make it anew"
+            )
 
     @property
     def plain(self) -> fx.GraphModule:

@@ -183,7 +183,7 @@ class InputInformation:
     prior
         B×3×H×W: m, the share that the prior takes for granted (0–1).
     features
-        What the feature bottleneck of the first step found.
+        Result of the feature bottleneck.
     probability
         B: probability of the class through the bottleneck, mean over the noisy copies.
     trace
@@ -250,9 +250,14 @@ class InputIBA:
         **settings: object,
     ) -> None:
         if prior not in PRIORS:
-            raise ValueError(f"no prior {prior!r}: choose one of {', '.join(PRIORS)}")
+            raise ValueError(
+                f"no prior {prior!r}: choose one of {', '.join(PRIORS)}; tools/wgan.py adds the "
+                "published one"
+            )
         if std <= 0:
             raise ValueError(f"std must be above 0, got {std}")
+        if unused := {"chunk", "precision"} & settings.keys():
+            raise ValueError(f"InputIBA has no setting {min(unused)!r}: leave it out")
         self.settings = replace(AT_PIXELS, **settings)
         self.bottleneck = InformationBottleneck(
             model, layer, stats, beta=feature_beta, sigma=0.0, seed=self.settings.seed, chunk=1

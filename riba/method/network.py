@@ -5,6 +5,7 @@ Everything below takes any ``torch.nn.Module`` that maps images (B×3×H×W) to 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -29,13 +31,20 @@ def state_of(model: nn.Module) -> tuple:
     """A key that changes whenever a weight or buffer is replaced or written to.
 
     Much cheaper than :func:`fingerprint`, and valid within one process only: per tensor its name,
-    address, version and sum. The sum detects writes that PyTorch does not count (``weight.data``).
+    address, version and a weighted sum, which detects writes that PyTorch does not count
+    (``weight.data``).
     """
     return tuple(
         # tensors of inference mode have no version
-        (name, x.data_ptr(), 0 if x.is_inference() else x._version, x.sum().item())
+        (name, x.data_ptr(), 0 if x.is_inference() else x._version, _weighted_sum(x))
         for name, x in model.state_dict().items()
     )
+
+
+def _weighted_sum(x: Tensor) -> str:
+    """A sum in which every row has another weight, as text: NaN equals itself then."""
+    rows = x.reshape(max(1, len(x) if x.ndim else 1), -1).sum(1).double()
+    return repr((rows @ torch.arange(1, len(rows) + 1).to(rows)).item())
 
 
 # --- layers ----------------------------------------------------------------------------------
@@ -197,6 +206,35 @@ def class_logit(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0]
 
 
+# --- private copies ------------------------------------------------------------------------------
+
+
+@torch.inference_mode(False)  # tensors made in inference mode could not serve a backward pass
+def frozen_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """A copy in evaluation mode whose weights take no gradients.
+
+    Parameters
+    ----------
+    share
+        Weights share their memory with the model's; modules are copied all the same.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for tensor in tensors_in(list(vars(module).values())):  # also features that a module keeps
+            plain = tensor.detach()
+            if not share or tensor.is_inference():
+                plain = plain.clone()
+            if isinstance(tensor, nn.Parameter):
+                plain = nn.Parameter(plain, requires_grad=False)
+            memo[id(tensor)] = plain
+    return copy.deepcopy(model, memo).eval().requires_grad_(False)
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    return [leaf for leaf in tree_iter(value) if isinstance(leaf, Tensor)]
+
+
 # --- running a part of a network ---------------------------------------------------------------
 
 
@@ -235,7 +273,8 @@ def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tenso
 def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """Features of ``layer`` (B×C×h×w): a forward pass that ends there.
 
-    The output is the layer's own, before an in-place ReLU behind it can overwrite it.
+    The output is the layer's own, before an in-place ReLU behind it can overwrite it. A private
+    copy runs: other threads may be using the network.
 
     Raises
     ------
@@ -246,9 +285,10 @@ def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     def stop(output: Tensor) -> None:
         raise _Stop(output)
 
+    private = frozen_copy(model, share=True)
     try:
-        with hooked(model, {layer: stop}), errors_in_words(images):
-            model(images)
+        with hooked(private, {layer: stop}), errors_in_words(images):
+            private(images)
     except _Stop as reached:
         return reached.args[0]
     raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")

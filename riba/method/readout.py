@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba.method.bottleneck import MIN_STD, measure
-from riba.method.network import check_images, device_of, errors_in_words, watched
+from riba.method.network import check_images, device_of, errors_in_words, frozen_copy, watched
 from riba.method.statistics import FeatureStatistics
 
 LIMIT = 5.0
@@ -114,6 +114,7 @@ def record(
     model: nn.Module, layer: str, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features r of ``layer`` (B×C×h×w) and those of ``layers``, resized to h×w and stacked."""
+    model = frozen_copy(model, share=True)  # other threads may run the network meanwhile
     with watched(model, dict.fromkeys((layer, *layers))) as kept, errors_in_words(images):
         model(images)
     size = kept[layer].shape[-2:]
@@ -122,7 +123,7 @@ def record(
 
 
 def _resized(features: Tensor, size: torch.Size) -> Tensor:
-    """Averaged where there are more elements than wanted, bilinear where there are fewer."""
+    """Features (B×C×h×w) resized: averaged to fewer elements, interpolated to more."""
     if features.shape[-1] > size[-1]:
         return F.adaptive_avg_pool2d(features, size)
     return F.interpolate(features, size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Relevance-IBA: nats measured by a bottleneck at one layer, handed down to the pixels by LRP.
+"""Relevance-IBA: nats measured by a bottleneck at one layer, propagated to the pixels by LRP.
 
 Chen et al., IEEE BigData 2023. The capacity at layer l (nats per feature) is the relevance that
 starts there; the rules of :mod:`riba.rules` carry it through the layers below, and the map is in
@@ -96,9 +96,8 @@ def descend_all(
     Parameters
     ----------
     layers
-        Names of layers below ``layer``; by default those of :func:`stages` that the pass runs,
-        for which ``model`` must be the network itself. Layers inside a residual block hold only
-        what goes through their branch.
+        Names of layers below ``layer``; by default those of :func:`stages` that the pass runs.
+        Layers inside a residual block hold only what goes through their branch.
 
     Returns
     -------
@@ -110,7 +109,8 @@ def descend_all(
     ValueError
         Also where a layer of ``layers`` does not run below ``layer``.
     """
-    names = stages(model) if layers is None else list(layers)
+    network = model.model if isinstance(model, Explicit) else model
+    names = stages(network) if layers is None else list(layers)
     lower = [name for name in names if name != layer]
     below = _descend(model, layer, images, start, composite, lower)
     missing = [name for name in lower if name not in below]
@@ -144,8 +144,13 @@ def _descend(
     start: Tensor,
     composite: str | Composite | None,
     names: Iterable[str] = (),
+    measured: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Relevance at the outputs of ``names``, the last first, and at the pixels."""
+    """Relevance at the outputs of ``names``, the last first, and at the pixels.
+
+    ``measured`` are the features that ``start`` was measured on, where they are known: others are
+    refused.
+    """
     if len(start) != len(images):
         raise ValueError(f"start is for {len(start)} images, there are {len(images)}")
 
@@ -155,9 +160,18 @@ def _descend(
             raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {actual}")
         if not torch.isfinite(start[part]).all():
             raise ValueError("the starting relevance holds NaN or infinite values")
+        if measured is not None and not _same(measured[part], features):
+            raise ValueError(
+                "the information was measured on other images or another network: pass those"
+            )
         return start[part]
 
     return _in_parts(form_of(model, [layer], images), layer, images, begin, composite, names)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether features agree up to rounding."""
+    return torch.allclose(a.to(b), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
 
 
 def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
@@ -168,10 +182,14 @@ def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
     ValueError
         The images or layers do not fit (:func:`riba.explicit.explicit`).
     """
-    if isinstance(model, Explicit):
-        return model
-    check_images(model, images)
-    return explicit(model, layers, images)
+    if not isinstance(model, Explicit):
+        check_images(model, images)
+        return explicit(model, layers, images)
+    check_images(model.model, images)
+    model.check(images)
+    for layer in layers:
+        find_layer(model.model, layer)
+    return model
 
 
 def _in_parts(
@@ -420,10 +438,12 @@ class Ledger:
     inactive: Tensor
 
     @classmethod
-    def joined(cls, ledgers: Sequence[Ledger]) -> Ledger:
-        """One ledger of the images of several."""
+    def joined(cls, ledgers: Sequence[Ledger], device: torch.device) -> Ledger:
+        """One ledger of the images of several, on a device."""
         fields = ("before", "start", "end", "inactive")
-        columns = {name: torch.cat([getattr(x, name) for x in ledgers]) for name in fields}
+        columns = {
+            name: torch.cat([getattr(x, name) for x in ledgers]).to(device) for name in fields
+        }
         return cls(ledgers[0].unit, **columns)
 
     @property
@@ -516,7 +536,9 @@ def relevance_iba(
     layer = information.layer
     net = form_of(model, [layer], images)
     begin = start(information, source, partial(lrp, net, images, targets, composite, layer))
-    pixels = descend(net, layer, images, begin.relevance, composite)
+    pixels = _descend(
+        net, layer, images, begin.relevance, composite, measured=information.features
+    )["pixels"]
     return pixels, ledger(information, begin, pixels)
 
 
@@ -613,8 +635,8 @@ class RelevanceIBA(Attributor):
         net = self.bottleneck.explicit(images)
         net.ruled(self.layer, images[:1])  # a step without a rule is refused before all else
         information = self.bottleneck(images, targets)
-        relevance, self.ledger = relevance_iba(
+        relevance, ledger = relevance_iba(
             net, images, targets, information, source=self.source, composite=self.composite
         )
-        self.information = information
+        self.information, self.ledger = information, ledger
         return information.logits.to(images.dtype), relevance

@@ -1,9 +1,9 @@
-"""Composites that hand nats down without losing any, and the rules that Zennit lacks.
+"""Composites that conserve relevance on its way to the pixels, and the rules that Zennit lacks.
 
-A composite says which layer gets which rule. The rules are Zennit's, with biases left out of every
-sum: a bias takes relevance that no pixel would ever get (half of it, on the bundled network).
-Notation, after Bach et al. 2015: unit i below hands c_ij = x_i w_ij to unit j above, c⁺ and c⁻ are
-the positive and negative contributions, z, z⁺ and z⁻ their sums over i, and R_j is the relevance of
+A composite assigns a rule to each layer. The rules are Zennit's, with biases left out of every sum:
+a bias takes relevance that reaches no pixel (half of it, on the bundled network). Notation, after
+Bach et al. 2015: unit i below contributes c_ij = x_i w_ij to unit j above, c⁺ and c⁻ are the
+positive and negative contributions, z, z⁺ and z⁻ their sums over i, and R_j is the relevance of
 unit j.
 """
 
@@ -96,7 +96,7 @@ class ZPlus(Hook):
         return type(self)(self.bias)
 
     def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
-        """Remember what the module was given."""
+        """Store the input of the module."""
         self.stored_tensors["input"] = input[0]
 
     def backward(
@@ -152,7 +152,7 @@ class PositivePart(Hook):
     """
 
     def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
-        """Remember what the module was given."""
+        """Store the input of the module."""
         self.stored_tensors["input"] = input[0]
 
     def backward(
@@ -360,7 +360,7 @@ def compose(
         Rule of average pools and residual sums; None for :class:`PositivePart`.
 
     Activations and batch norms pass relevance on. Max-pooling needs no rule: its gradient
-    hands all to the winner.
+    passes all relevance to the winner.
 
     Raises
     ------

@@ -150,7 +150,7 @@ class FeatureStatistics:
         Raises
         ------
         ValueError
-            The file, or what ``images`` yields, is not what was asked for; or as :meth:`fit`.
+            The file, or what ``images`` yields, does not match the arguments; or as :meth:`fit`.
 
         Warns
         -----
@@ -185,7 +185,7 @@ class FeatureStatistics:
                 return stats
         stats = cls.fit(model, layer, images() if callable(images) else images)
         stats = replace(stats, dataset=dataset)
-        stats._require(facts, "the images given: they")
+        stats._require(facts, "the images: they")
         stats.save(path)
         return stats
 
@@ -271,7 +271,7 @@ class FeatureStatistics:
         if wrong:
             actual = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
             expected = ", ".join(f"{name} {facts[name]!r}" for name in wrong)
-            raise ValueError(f"{what} is of {actual}, asked for was {expected}")
+            raise ValueError(f"{what} is of {actual}, expected {expected}")
 
 
 def check_statistics(*statistics: FeatureStatistics | None) -> None:

@@ -196,5 +196,5 @@ def _open(wb: Workbench, request: Request) -> list[pd.DataFrame]:
         "explain": request.explain,
         "precision": wb.precision and str(wb.precision),
     }
-    open_folder(folder, settings, "part-*.parquet")
+    open_folder(folder, settings, SETTINGS)  # compared as soon as they are there
     return [part for part in read_parts(folder) if (part["seed"] == request.seed).all()]

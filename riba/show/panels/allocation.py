@@ -73,7 +73,7 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
                 rgb=plots.hits(rgb, values[0], sample.mask, share),
                 title=method,
                 title_colour=colour,
-                foot=f"top {share:.1%}: {precision:.0%} on the object; area {area:.2f}",
+                foot=f"{precision:.0%} on the object; area {area:.2f}",
                 outline=sample.mask,
                 ink="black",
             )

@@ -32,17 +32,18 @@ def descent(wb: Workbench, **settings: object) -> Panel:
 
     def compute(scene: int, source: str, layer: str, rule: str) -> Descent:
         images, targets = samples.network_input(wb, scene)
+        net = wb.explicit((), images)
         if source in DEPTHS:
             joint = joint_information(samples.at_layer(wb, layer), images, targets)
             measured, layer = joint.shallowest, joint.shallowest.layer
             start = relevance.start(measured)
         else:
             measured = information(wb, layer, images, targets)
-            logit = partial(relevance.lrp, wb.model, images, targets, rule, layer)
+            logit = partial(relevance.lrp, net, images, targets, rule, layer)
             start = relevance.start(measured, source, logit)
-        below = relevance.descend_all(wb.model, layer, images, start.relevance, rule)
+        below = relevance.descend_all(net, layer, images, start.relevance, rule)
         if source == "cascade":
-            below["pixels"] = relevance.cascade(wb.model, images, joint, rule)
+            below["pixels"] = relevance.cascade(net, images, joint, rule)
         return Descent(measured, below, relevance.ledger(measured, start, below["pixels"]))
 
     side = wb.test[0].image.shape[-1]

@@ -50,7 +50,8 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         )
         images, targets = samples.network_input(wb, scene)
         nats = information(wb, wb.layer, images, targets).nats
-        below = relevance.descend_all(wb.model, wb.layer, images, nats, composite)
+        net = wb.explicit((), images)
+        below = relevance.descend_all(net, wb.layer, images, nats, composite)
         notes = [
             f"upper layers, from {upper_names[0]}:   {formula(upper, upper_strength)}",
             f"lower layers, below {upper_names[0]}:   {formula(lower, lower_strength)}",

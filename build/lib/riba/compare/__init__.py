@@ -1,1 +1,0 @@
-"""Every method by name, judged against masks and by controls."""

@@ -1,1 +1,0 @@
-"""The method: bottlenecks in a layer, and the descent of their nats to the pixels."""

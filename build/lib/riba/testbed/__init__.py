@@ -1,1 +1,0 @@
-"""Where networks and pictures with masks come from."""
