@@ -157,6 +157,7 @@ def test_a_linear_axis_has_round_ticks_within_it():
 
 
 INK = np.round(255 * np.array(to_rgb(module.INK)))
+PALE = [0x99] * 3
 
 
 def test_the_marker_and_thin_lines_are_drawn():
@@ -164,7 +165,7 @@ def test_the_marker_and_thin_lines_are_drawn():
     columns = []
     for at in (0.25, 0.75):
         page = curve(lines, at)[MARGIN + TITLE + 20 : MARGIN + TITLE + 40, 70:]
-        columns.append(np.nonzero((page == INK).all((0, 2)))[0].mean())
+        columns.append(np.nonzero((page == PALE).all((0, 2)))[0].mean())
     assert columns[1] - columns[0] == pytest.approx(0.5 * (WIDTH - 2 * MARGIN - 14 - 60), abs=2)
     thin = curve([*lines, Line([0, 1], [0.5, 0.5], module.PALE)])
     thick = curve([*lines, Line([0, 1], [0.5, 0.5], "#228833")])
