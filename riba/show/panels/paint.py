@@ -181,7 +181,8 @@ class Curves:
         heights = self.y_range or np.concatenate([line.y for line in self.lines])
         upward = Axis(heights, self.log_y)
         page.curves(frame, across, upward, self.lines)
-        page.rectangle(frame.x + across.share(self.at) * frame.width, frame.y, 1, frame.height, PALE)
+        marker = frame.x + across.share(self.at) * frame.width
+        page.rectangle(marker, frame.y, 1, frame.height, PALE)
         page.axes(frame, across, upward, self.x_label)
 
 
