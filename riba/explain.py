@@ -21,7 +21,7 @@ from riba.compare.results import open_folder
 from riba.method.network import near_matches
 from riba.show import plots
 from riba.testbed import segmentation
-from riba.testbed.networks import NETWORKS, SCENE_NETWORKS
+from riba.testbed.networks import NETWORKS
 from riba.workbench import Workbench, load, photo_reference
 
 TABLE = "maps.csv"
@@ -153,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add(
         "--reference",
         type=Path,
-        help="folder of a thousand or more ordinary photos for the feature statistics; needed by "
-        f"the bottlenecks of all networks but {' and '.join(SCENE_NETWORKS)}",
+        help="folder of a thousand or more ordinary photos for the feature statistics; a VGG or "
+        "ResNet of torchvision has none without it",
     )
     add("--device", help="cuda, or cpu")
     add("--seed", type=int, default=0)

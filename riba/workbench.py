@@ -384,7 +384,9 @@ def _move(model: nn.Module, device: torch.device | str) -> None:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"no device {str(device)!r} on this machine ({reason})") from error
+        raise ValueError(
+            f"no device {str(device)!r} on this machine ({reason}): use 'cpu'"
+        ) from error
 
 
 def _default_images(

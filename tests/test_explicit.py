@@ -579,7 +579,7 @@ def test_networks_of_other_precisions(dtype, built):
     stats = riba.FeatureStatistics.fit(model, "c", images, few=True)
     attributor = riba.RelevanceIBA(model, "c", stats, steps=2)
     maps = attributor(images, [0, 1])[1]
-    assert attributor.ledger.absorbed.abs().max() < 1e-3
+    assert attributor.ledger.lost.abs().max() < 1e-3
     own = riba.FeatureStatistics.fit(plain, "c", IMAGES, few=True)
     expected = riba.RelevanceIBA(plain, "c", own, steps=2)(IMAGES, [0, 1])[1]
     both = torch.stack([maps.double().flatten(), expected.double().flatten()])

@@ -63,7 +63,7 @@ def test_the_ledger_closes_at_strides_16_and_8(wb, images, targets, layer):
     assert (
         images.shape[-1] // attributor.information.nats.shape[-1] == int(layer == wb.layer) * 8 + 8
     )
-    assert attributor.ledger.absorbed.abs().max() < 1e-3
+    assert attributor.ledger.lost.abs().max() < 1e-3
     assert (pixels >= 0).all()
 
 

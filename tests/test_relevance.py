@@ -112,12 +112,12 @@ def test_what_nothing_feeds_is_shared_evenly_and_what_is_lost_is_said(images):
         stats = FeatureStatistics.fit(model, LAYER, images)
     attributor = RelevanceIBA(model, LAYER, stats, steps=1)
     attributor(images, [0] * len(images))
-    assert attributor.ledger.absorbed.abs().max() < 1e-3
+    assert attributor.ledger.lost.abs().max() < 1e-3
     attributor(blank, [0] * len(blank))
-    assert attributor.ledger.absorbed.abs().max() < 1e-3
+    assert attributor.ledger.lost.abs().max() < 1e-3
     loses = RelevanceIBA(model, LAYER, stats, composite="epsilon", steps=1)
     loses(blank, [0] * len(blank))
-    assert (loses.ledger.absorbed == 1).all()
+    assert (loses.ledger.lost == 1).all()
     assert "100.0 % lost" in str(loses.ledger)
 
 
@@ -351,7 +351,7 @@ def test_the_ledger_reads_like_a_sentence(information):
     assert books.before.tolist() == [6, 16]
     assert books.start.tolist() == [3, 16]
     assert books.end.tolist() == [3, 12]
-    assert books.absorbed.tolist() == [0, 0.25]
+    assert books.lost.tolist() == [0, 0.25]
     assert books.dropped.tolist() == [0.5, 0]
     assert books.inactive.tolist() == [0.5, 0]
     first, second = str(books).splitlines()

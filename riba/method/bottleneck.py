@@ -373,7 +373,10 @@ class InformationBottleneck:
     ) -> None:
         self.single = isinstance(layer, str)
         if stats is not None and self.single != isinstance(stats, FeatureStatistics):
-            raise ValueError("pass one layer with its statistics, or a list of each")
+            raise ValueError(
+                "layer and stats do not match: "
+                "pass one layer with its statistics, or a list of each"
+            )
         layers = [layer] if self.single else list(layer)
         statistics = list(stats) if isinstance(stats, Sequence) else [stats]
         check_statistics(*statistics)

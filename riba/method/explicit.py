@@ -673,7 +673,10 @@ def _ruled(
 
     def start(output: Tensor) -> Tensor:
         if not _same(output, expected):
-            raise ValueError(f"{network} with rules is no longer the same network: use another")
+            raise ValueError(
+                f"{network}, rewritten for LRP, computes other features, and relevance would be wrong: "
+                "use another network, or IBA without LRP"
+            )
         return relevance
 
     pixels = _propagate(net, example, start, rules.composite(), ())["pixels"].double()

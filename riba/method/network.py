@@ -162,7 +162,7 @@ def errors_in_words(images: Tensor) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"the network does not take images of {'×'.join(map(str, images.shape[1:]))} "
-            f"({reason}): pass them as it was trained"
+            f"({reason}): pass images as it was trained on"
         ) from error
 
 

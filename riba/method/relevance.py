@@ -152,7 +152,9 @@ def _descend(
     refused.
     """
     if len(start) != len(images):
-        raise ValueError(f"start is for {len(start)} images, there are {len(images)}")
+        raise ValueError(
+            f"start is for {len(start)} images, there are {len(images)}: pass one an image"
+        )
 
     def begin(part: slice, features: Tensor) -> Tensor:
         if start[part].shape != features.shape:
@@ -162,7 +164,8 @@ def _descend(
             raise ValueError("the starting relevance holds NaN or infinite values")
         if measured is not None and not _same(measured[part], features):
             raise ValueError(
-                "the information was measured on other images or another network: pass those"
+                "the information was measured on other images or another network: pass those "
+                "that it was measured on"
             )
         return start[part]
 
@@ -447,7 +450,7 @@ class Ledger:
         return cls(ledgers[0].unit, **columns)
 
     @property
-    def absorbed(self) -> Tensor:
+    def lost(self) -> Tensor:
         """B: share of what started that reached no pixel (ε and rules with a bias take it)."""
         return _lost(self.start, self.end)
 
@@ -461,7 +464,7 @@ class Ledger:
         into, out = self.start[index].item(), self.end[index].item()
         bits = f" ({into / math.log(2):.1f} bits)" if self.unit == "nats" else ""
         notes = [
-            f"{_percent(self.absorbed[index])} lost",
+            f"{_percent(self.lost[index])} lost",
             f"{_percent(self.inactive[index], 0)} had been on inactive units",
         ]
         if self.dropped[index].abs() > TOLERANCE:

@@ -43,12 +43,16 @@ def shared(
     ----------
     module
         A layer with weights.
+    pairs
+        Inputs and weights whose contributions are added.
+    relevance
+        R_j, of the shape of the layer's output.
     bias
-        Let the positive part of the bias take its share, too.
+        The positive part of the bias takes its share, in the first pair.
 
     Returns
     -------
-    What goes below, and the relevance of units that no contribution feeds.
+    R_i, of the shape of the input; and the relevance of units without any contribution.
     """
     inputs = [x.clone().requires_grad_() for x, _ in pairs]
     z = 0
@@ -102,7 +106,7 @@ class ZPlus(Hook):
     def backward(
         self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
     ) -> tuple[Tensor]:
-        """Relevance below in place of the gradient."""
+        """Relevance at the module's input, where autograd expects the gradient."""
         x, w = self.stored_tensors["input"].detach(), module.weight.detach()
         below, left = shared(module, _signs(x, w), grad_output[0], self.bias)
         for contributions in (_sizes, _evenly):
@@ -118,7 +122,7 @@ class _NothingLost:
     def backward(
         self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
     ) -> tuple[Tensor]:
-        """Relevance below in place of the gradient."""
+        """Relevance at the module's input, where autograd expects the gradient."""
         (below,) = super().backward(module, grad_input, grad_output)
         x, w = self.stored_tensors["input"][0].detach(), module.weight.detach()
         _, left = shared(module, _sizes(x, w), grad_output[0])
@@ -158,7 +162,7 @@ class PositivePart(Hook):
     def backward(
         self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
     ) -> tuple[Tensor]:
-        """Relevance below in place of the gradient."""
+        """Relevance at the module's input, where autograd expects the gradient."""
         x = self.stored_tensors["input"].detach().clamp(min=0)
         fed = module.forward(x) > 0
         (relevance,) = grad_output
@@ -175,7 +179,7 @@ class PositivePart(Hook):
 
 
 def hand_down(rule: Hook, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance below one module by one rule: R at its output in, R at its input ``x`` out."""
+    """Relevance at the input ``x`` of one module, from ``relevance`` at its output, by one rule."""
     x = x.detach().clone().requires_grad_()
     with Composite(module_map=lambda *_: rule).context(module), torch.enable_grad():
         return torch.autograd.grad(module(x), x, relevance)[0]
@@ -213,7 +217,7 @@ def epsilon_plus(
 
     Below a bottleneck, where layers are convolutions, it is :func:`z_plus`. Above, the ε keeps
     evidence against the class apart from evidence for it, so results are signed; the dense layers
-    keep their biases, without which units near z = 0 would explode, and absorb some relevance.
+    keep their biases, without which units near z = 0 would explode, and lose some relevance.
     Parameters as :func:`z_plus` and :func:`epsilon`.
     """
     return compose(ZPlus(bias), pixels, dense=Epsilon(epsilon))
@@ -225,7 +229,8 @@ def alpha2_beta1(
     """αβ in convolutions, ε in dense layers: R_i = Σ_j (α c⁺_ij / z⁺_j − β c⁻_ij / z⁻_j) R_j.
 
     Bach et al. 2015, eq. 60, with α = 1 + β, so that it conserves; signed unless ``beta`` is 0.
-    A unit all of whose contributions have one sign gives α times, or −β times, what it has.
+    Units with contributions of both signs conserve; a unit with positive ones alone passes on α
+    times its relevance, one with negative ones alone −β times.
 
     Raises
     ------
@@ -252,7 +257,7 @@ def gamma(pixels: str | Hook = "flat", *, gamma: float = 0.25, bias: bool = Fals
 
 
 def epsilon(pixels: str | Hook = "flat", *, epsilon: float = 0.25, bias: bool = False) -> Composite:
-    """ε in every layer: R_i = Σ_j c_ij / (z_j + ε sign(z_j)) · R_j. Signed; absorbs relevance.
+    """ε in every layer: R_i = Σ_j c_ij / (z_j + ε sign(z_j)) · R_j. Signed; loses relevance.
 
     Bach et al. 2015, eq. 58. Units with |z_j| near ε or below lose most of what they have.
 
@@ -391,7 +396,7 @@ def by_depth(lower: Composite, upper: Composite, upper_layers: Iterable[str]) ->
     ----------
     upper_layers
         Names of modules; modules inside them count as well. A name that the network does not have
-        changes nothing.
+        is ignored.
     """
     names = tuple(upper_layers)
 

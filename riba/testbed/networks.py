@@ -268,7 +268,7 @@ def scenenet_readout(
     if stats.layer != SCENENET_LAYER:
         raise ValueError(
             f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}: "
-            "use that layer, or train one (tools/readout.py)"
+            "use that layer, or train one with the functions of tools/readout.py"
         )
     readout = new_readout(model, SCENENET_LAYER, READOUT_LAYERS, stats)
     load_weights(readout, weights)

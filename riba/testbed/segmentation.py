@@ -286,7 +286,10 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
     for mask in sorted((folder / f"{split}-segmentation").glob("*/*.png")):
         wordnet = mask.parent.name
         if not codes.get(wordnet, 0) > 0:
-            raise ValueError(f"{folder.name} has no class {wordnet}: is {mask.parent} its folder?")
+            raise ValueError(
+                f"{folder.name} has no class {wordnet}: "
+                f"remove {mask.parent}, or pass a larger subset"
+            )
         image = folder / split / wordnet / f"{mask.stem}.JPEG"
         label = int(table["imagenet"][wordnet])
         entries.append(Entry(mask.stem, image, mask, label, int(codes[wordnet])))
