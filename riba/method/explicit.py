@@ -674,7 +674,7 @@ def _ruled(
     def start(output: Tensor) -> Tensor:
         if not _same(output, expected):
             raise ValueError(
-                f"{network}, rewritten for LRP, computes other features, and relevance would be wrong: "
+                f"{network} computes other features when rewritten for LRP, which would be wrong: "
                 "use another network, or IBA without LRP"
             )
         return relevance
