@@ -393,6 +393,12 @@ def test_a_thumbnail_is_clicked(notebook):
     before = panel.picture
     panel.act(panel.root.get_by_role("button", name=re.compile(r"^scene 6$")).click)
     assert panel.picture != before
+    thumbnails = panel.root.get_by_role("button", name=re.compile(r"^scene \d+$"))
+    last = thumbnails.all_inner_texts()[-1]
     panel.button("Other scenes").click()
+    for _ in range(100):  # they are drawn on the kernel's thread, which answers nothing else
+        if thumbnails.all_inner_texts()[-1] != last:
+            break
+        time.sleep(0.1)
     panel.act(panel.button("Reset").click)
     assert panel.picture == before
