@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: a server, a browser and copies of the notebooks a process."""
+"""JupyterLab in a real browser: one server, one browser, a fresh copy of the notebooks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one notebook run in one process (``--dist loadgroup``): it is executed once."""
-    for item in items:
-        if "notebook" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.callspec.params["notebook"]))
 
 
 @pytest.fixture(scope="session")
