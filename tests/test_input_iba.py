@@ -142,7 +142,9 @@ def task(wb, batch):
     """What the prior of the first image is fitted to."""
     method = InputIBA(wb.model, wb.layer, wb.statistics)
     images, targets, _ = batch
-    return method._prior_tasks(images[:1], method.bottleneck(images[:1], targets[:1]))[0]
+    net = method.bottleneck.explicit(images[:1])
+    features = method.bottleneck.optimise(net, images[:1], targets[:1])
+    return method._prior_tasks(net, images[:1], features)[0]
 
 
 def test_an_untouched_prior_is_the_bits_map(task):

@@ -85,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if arguments.page:
             check_page(arguments.page)
-        table, counts = run(arguments)
+        wb = load()
+        table, counts = run(wb, arguments)
     except ValueError as error:
         command.error(str(error))
     summary = rounded(summarise(table))
     if arguments.tables:
-        wb = load()
         settings = {
             "split": arguments.split,
             **counts,

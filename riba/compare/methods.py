@@ -38,7 +38,7 @@ from zennit.rules import ReLUGuidedBackprop
 from riba.compare.deeplift import deeplift as explain_difference
 from riba.method import bottleneck, relevance, rules
 from riba.method.bottleneck import Depths, Information, InformationBottleneck
-from riba.method.explicit import dtype_of, frozen_copy
+from riba.method.explicit import dtype_of
 from riba.method.input_iba import InputIBA, InputInformation
 from riba.method.network import (
     check_images,
@@ -46,6 +46,7 @@ from riba.method.network import (
     class_logit,
     errors_in_words,
     find_layer,
+    frozen_copy,
     near_matches,
     state_of,
 )

@@ -14,7 +14,7 @@ from riba import storage
 SETTINGS = "settings.json"
 
 
-def open_folder(folder: Path, settings: dict[str, object], results: str) -> None:
+def open_folder(folder: Path, settings: dict[str, object], results: str | None = None) -> None:
     """Make a folder for results, or check that those in it were made with the same settings.
 
     Parameters
@@ -22,8 +22,8 @@ def open_folder(folder: Path, settings: dict[str, object], results: str) -> None
     settings
         What the results depend on, as JSON holds it; stored in ``settings.json``.
     results
-        Pattern of the names of the files of results. Where there are none, the settings are
-        replaced.
+        Pattern of the names of the files of results; where there are none, the settings are
+        replaced. None: they never are, as several runs may share the folder.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def open_folder(folder: Path, settings: dict[str, object], results: str) -> None
         The folder holds results of other settings; says which differ.
     """
     path = folder / SETTINGS
-    if path.is_file() and any(folder.glob(results)):
+    if path.is_file() and (results is None or any(folder.glob(results))):
         stored = json.loads(path.read_text(encoding="utf-8"))
         differences = [
             f"{name} {stored.get(name)!r} there, {value!r} here"

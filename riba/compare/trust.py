@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from riba.compare.methods import METHODS
-from riba.method.explicit import frozen_copy
-from riba.method.network import find_layer, fingerprint, names_through
+from riba.method.network import find_layer, fingerprint, frozen_copy, names_through
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
 from riba.workbench import Workbench

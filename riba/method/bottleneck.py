@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from riba import progress
 from riba.method.explicit import Explicit, explicit
-from riba.method.network import check_images, check_targets, class_logit, device_of, state_of
+from riba.method.network import check_images, check_targets, class_logit, state_of
 from riba.method.statistics import FeatureStatistics, check_statistics
 
 MIN_STD = 0.01
@@ -384,11 +384,7 @@ class InformationBottleneck:
             raise ValueError("pass one or more distinct layers, and the statistics of each of them")
         for name, known in zip(layers, statistics, strict=True):
             known.check(model, name)
-        device = device_of(model)
-        self.model = model
-        self.statistics = {
-            name: known.to(device) for name, known in zip(layers, statistics, strict=True)
-        }
+        self.model, self.statistics = model, dict(zip(layers, statistics, strict=True))
         self.settings = replace(Settings() if self.single else SEVERAL, **settings)
         self.chunk = self.settings.chunk or max(1, COPIES // self.settings.samples)
         self._form: Explicit | None = None
@@ -428,9 +424,38 @@ class InformationBottleneck:
             Images, targets, noise or statistics do not fit (:func:`riba.network.check_images`,
             :func:`riba.network.check_targets`), or a layer does not lie above or below another.
         """
+        return self.optimise(self.explicit(images), images, targets, noise, keep_steps=keep_steps)
+
+    def explicit(self, images: Tensor) -> Explicit:
+        """The network cut behind the layers, for images of this size.
+
+        Raises
+        ------
+        ValueError
+            The images do not fit, or the weights have changed since the statistics were checked.
+        """
         check_images(self.model, images)
-        self._check_weights()
-        batch = self._open(images, targets)
+        state = state_of(self.model)
+        if state != self._state:
+            for layer, stats in self.statistics.items():
+                stats.check(self.model, layer)
+            self._state = state
+        form = explicit(self.model, self.statistics, images, self._form)
+        self._form = form  # other threads may set it, too
+        return form
+
+    @torch.inference_mode(False)
+    def optimise(
+        self,
+        net: Explicit,
+        images: Tensor,
+        targets: Tensor | list[int],
+        noise: Tensor | None = None,
+        *,
+        keep_steps: bool = False,
+    ) -> Information | Depths:
+        """As a call, on the form that :meth:`explicit` returned for these images."""
+        batch = self._open(net, images, targets)
         draws = self._draws(batch.features, noise)
         alphas = [torch.full_like(r, self.settings.initial_alpha) for r in batch.features]
         adam = torch.optim.Adam(alphas, lr=self.settings.lr)
@@ -448,29 +473,14 @@ class InformationBottleneck:
         results = self._results(batch, [*history, alphas], [*rows, row], keep_steps)
         return results[0] if self.single else Depths(tuple(reversed(results)))
 
-    def explicit(self, images: Tensor) -> Explicit:
-        """The network cut behind the layers, for images of this size."""
-        form = explicit(self.model, self.statistics, images, self._form)
-        self._form = form  # other threads may set it, too
-        return form
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_form": None}
-
-    def _check_weights(self) -> None:
-        """Refuse weights that have changed since the statistics were checked."""
-        state = state_of(self.model)
-        if state != self._state:
-            for layer, stats in self.statistics.items():
-                stats.check(self.model, layer)
-            self._state = state
 
     # --- one step, from the whole batch inwards ---
 
     @torch.no_grad()
-    def _open(self, images: Tensor, targets: Tensor | list[int]) -> _Batch:
+    def _open(self, net: Explicit, images: Tensor, targets: Tensor | list[int]) -> _Batch:
         """Features of every layer and logits, without a bottleneck."""
-        net = self.explicit(images)
         head, *above = net.parts
 
         def run(part: slice) -> tuple[Tensor, ...]:
@@ -484,9 +494,10 @@ class InformationBottleneck:
         outputs, self.chunk = in_chunks(run, len(images), self.chunk)
         count = len(net.layers)
         features, logits, beside = outputs[:count], outputs[count], outputs[count + 1 :]
-        for layer, r in zip(net.layers, features, strict=True):
-            self.statistics[layer].check_features(r)
-        return _Batch(net, features, beside, check_targets(targets, logits), logits)
+        stats = tuple(self.statistics[layer].to(images.device) for layer in net.layers)
+        for known, r in zip(stats, features, strict=True):
+            known.check_features(r)
+        return _Batch(net, stats, features, beside, check_targets(targets, logits), logits)
 
     def _draws(self, features: Sequence[Tensor], noise: Tensor | None) -> Iterator[list[Tensor]]:
         """Noise of every layer, step after step; drawn on the CPU, so that a GPU gets the same."""
@@ -532,8 +543,8 @@ class InformationBottleneck:
     ) -> tuple[Tensor, ...]:
         """Per image (B each): loss, cross-entropy, probability, and total nats of every layer."""
         measured = [
-            measure(r, alpha, self.statistics[layer], self.settings.sigma)
-            for layer, r, alpha in zip(batch.net.layers, batch.features, alphas, strict=True)
+            measure(r, alpha, stats, self.settings.sigma)
+            for stats, r, alpha in zip(batch.stats, batch.features, alphas, strict=True)
         ]
         logits = self._logits(batch, [lambda_ for lambda_, _ in measured], noise)
         targets = batch.targets.repeat_interleave(self.settings.samples, 0)
@@ -549,12 +560,11 @@ class InformationBottleneck:
         features, samples = batch.features[0], self.settings.samples
         beside = [x.repeat_interleave(samples, 0) for x in batch.beside]
         with mixed(features, self.settings.precision):
-            for layer, lambda_, draw, piece in zip(
-                batch.net.layers, lambdas, noise, batch.net.parts[1:], strict=True
+            for stats, lambda_, draw, piece in zip(
+                batch.stats, lambdas, noise, batch.net.parts[1:], strict=True
             ):
                 if len(features) > len(lambda_):  # copies already, from the layer below
                     features = features.unflatten(0, (-1, samples))
-                stats = self.statistics[layer].to(lambda_.device)  # the network may have moved
                 std = stats.std.clamp(min=MIN_STD)
                 z = restrict(features, lambda_, draw, stats.mean, std, stats.active)
                 features, *beside = piece(z.flatten(0, 1).to(features.dtype), *beside)
@@ -570,15 +580,14 @@ class InformationBottleneck:
         """Results by layer, the shallowest first; ``history`` holds every α before each update."""
         loss, cross_entropy, probability, *totals = map(torch.stack, zip(*rows, strict=True))
         results = []
-        for layer, r, total, *alphas in zip(
-            batch.net.layers, batch.features, totals, *history, strict=True
+        for stats, r, total, *alphas in zip(
+            batch.stats, batch.features, totals, *history, strict=True
         ):
-            stats, sigma = self.statistics[layer], self.settings.sigma
-            lambda_, nats = measure(r, alphas[-1], stats, sigma)
-            _, published = measure(r, alphas[-2], stats, sigma)
+            lambda_, nats = measure(r, alphas[-1], stats, self.settings.sigma)
+            _, published = measure(r, alphas[-2], stats, self.settings.sigma)
             results.append(
                 Information(
-                    layer=layer,
+                    layer=stats.layer,
                     nats=nats.clamp(min=0),  # rounding may leave −1e-7
                     alpha=alphas[-1],
                     lambda_=lambda_,
@@ -602,6 +611,8 @@ class _Batch:
     ----------
     net
         The network, cut behind the layers.
+    stats
+        Of every layer, on the device of the images.
     features
         Of every layer, the shallowest first, each B×C×h×w.
     beside
@@ -611,6 +622,7 @@ class _Batch:
     """
 
     net: Explicit
+    stats: tuple[FeatureStatistics, ...]
     features: tuple[Tensor, ...]
     beside: tuple[Tensor, ...]
     targets: Tensor
@@ -619,7 +631,7 @@ class _Batch:
     def part(self, part: slice) -> _Batch:
         """Some of the images."""
         tensors = (tuple(x[part] for x in group) for group in (self.features, self.beside))
-        return _Batch(self.net, *tensors, self.targets[part], self.logits[part])
+        return _Batch(self.net, self.stats, *tensors, self.targets[part], self.logits[part])
 
 
 def in_chunks(

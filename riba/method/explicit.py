@@ -514,7 +514,7 @@ class Explicit:
         for part, layer in zip(self.parts, (*self.layers, None), strict=True):
             values = part(*values)
             expected = logits if layer is None else features.get(layer)
-            if expected is not None and not _same(values[0], expected):
+            if expected is not None and not same(values[0], expected):
                 raise ValueError("in explicit form it is no longer the same network")
             values = tuple(value.repeat_interleave(2, 0) for value in values)
 
@@ -641,7 +641,7 @@ def _logits(output: object) -> Tensor:
     )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
     """Whether ``a`` is ``b``, or copies of every image of it, within the precision of b."""
     coarse = b.dtype in (torch.float16, torch.bfloat16)
     b = b.to(a.dtype).repeat_interleave(len(a) // len(b), 0)
@@ -672,7 +672,7 @@ def _ruled(
     relevance = relevance.to(expected)
 
     def start(output: Tensor) -> Tensor:
-        if not _same(output, expected):
+        if not same(output, expected):
             raise ValueError(
                 f"{network} computes other features when rewritten for LRP, which would be wrong: "
                 "use another network, or IBA without LRP"

@@ -26,6 +26,7 @@ from riba.method.bottleneck import (
     restricted_moments,
     settled,
 )
+from riba.method.explicit import Explicit
 from riba.method.network import check_targets
 from riba.method.statistics import FeatureStatistics
 
@@ -274,9 +275,10 @@ class InputIBA:
         ValueError
             Images or targets do not fit.
         """
-        features = self.bottleneck(images, targets)
+        net = self.bottleneck.explicit(images)
+        features = self.bottleneck.optimise(net, images, targets)
         targets = check_targets(targets, features.logits)
-        tasks = self._prior_tasks(images, features)
+        tasks = self._prior_tasks(net, images, features)
         with torch.enable_grad():
             parts = [
                 self._one(task, target)
@@ -302,9 +304,9 @@ class InputIBA:
         m, rest_m = torch.sigmoid(prior), torch.sigmoid(-prior)
         return lambda_, input_capacity(images, self.mean, self.std, lambda_, m, rest, rest_m)
 
-    def _prior_tasks(self, images: Tensor, features: Information) -> list[PriorTask]:
+    def _prior_tasks(self, net: Explicit, images: Tensor, features: Information) -> list[PriorTask]:
         """What the prior of each image is fitted to."""
-        head, _ = self.bottleneck.explicit(images).parts
+        head, _ = net.parts
         stats = self.stats.to(images.device)
         scale = stats.std.clamp(min=MIN_STD)
         means, stds = restricted_moments(

@@ -29,7 +29,7 @@ from riba.method.bottleneck import (
     capacity_product,
     smooth,
 )
-from riba.method.explicit import TOLERANCE, Explicit, explicit
+from riba.method.explicit import TOLERANCE, Explicit, explicit, same
 from riba.method.network import (
     check_images,
     check_targets,
@@ -80,7 +80,8 @@ def descend(
         Unknown layer or composite, ``start`` is not finite or does not fit the layer, or the
         network has a step that no rule exists for.
     """
-    return _descend(model, layer, images, start, composite)["pixels"]
+    net = form_of(model, [layer], images)
+    return _descend(net, layer, images, start, composite)["pixels"]
 
 
 def descend_all(
@@ -112,7 +113,7 @@ def descend_all(
     network = model.model if isinstance(model, Explicit) else model
     names = stages(network) if layers is None else list(layers)
     lower = [name for name in names if name != layer]
-    below = _descend(model, layer, images, start, composite, lower)
+    below = _descend(form_of(model, [layer], images), layer, images, start, composite, lower)
     missing = [name for name in lower if name not in below]
     if layers is not None and missing:
         raise ValueError(f"layer {missing[0]!r} does not run below {layer!r}: name one that does")
@@ -138,7 +139,7 @@ def _steps(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _descend(
-    model: Network,
+    net: Explicit,
     layer: str,
     images: Tensor,
     start: Tensor,
@@ -162,19 +163,14 @@ def _descend(
             raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {actual}")
         if not torch.isfinite(start[part]).all():
             raise ValueError("the starting relevance holds NaN or infinite values")
-        if measured is not None and not _same(measured[part], features):
+        if measured is not None and not same(measured[part], features):
             raise ValueError(
                 "the information was measured on other images or another network: pass those "
                 "that it was measured on"
             )
         return start[part]
 
-    return _in_parts(form_of(model, [layer], images), layer, images, begin, composite, names)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether features agree up to rounding."""
-    return torch.allclose(a.to(b), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+    return _in_parts(net, layer, images, begin, composite, names)
 
 
 def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
@@ -634,10 +630,9 @@ class RelevanceIBA(Attributor):
     @torch.inference_mode(False)
     def forward(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
         """As :meth:`__call__`."""
-        check_images(self.model, images)
         net = self.bottleneck.explicit(images)
         net.ruled(self.layer, images[:1])  # a step without a rule is refused before all else
-        information = self.bottleneck(images, targets)
+        information = self.bottleneck.optimise(net, images, targets)
         relevance, ledger = relevance_iba(
             net, images, targets, information, source=self.source, composite=self.composite
         )

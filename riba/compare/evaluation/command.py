@@ -19,12 +19,12 @@ from riba.compare.evaluation.table import evaluate
 from riba.compare.methods import METHODS
 from riba.storage import DATA
 from riba.testbed.datasets import Scenes
-from riba.workbench import load
+from riba.workbench import Workbench, load
 
 SLOW = ("input-iba", "input-iba-nats")
 
 
-def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, object]]:
+def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, object]]:
     """Evaluate with the arguments of :func:`parser`: the table, and how many scenes it is of.
 
     Raises
@@ -32,7 +32,6 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, object]]
     ValueError
         An argument does not fit, or nothing is left to measure.
     """
-    wb = load()
     scenes, left_out = select(wb, Scenes(arguments.split, 1000), arguments.scenes)
     pairs, pairs_left_out = [], {}
     if CONTRAST in arguments.metrics and arguments.pairs:
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parser()
     arguments = command.parse_args(argv)
     try:
-        table, _ = run(arguments)
+        table, _ = run(load(), arguments)
     except ValueError as error:
         command.error(str(error))
     print(summarise(table).to_string(index=False))

@@ -174,8 +174,8 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def _work(bench: Workbench | Path, block: Block) -> list[pd.DataFrame]:
-    """A block in a worker. Threads of one process take turns: hooks on the network and the tracing
-    of networks concern all threads; PyTorch itself uses the other cores."""
+    """A block in a worker. Threads of one process take turns: PyTorch itself uses the other cores,
+    and the workbench remembers the last result of each bottleneck only."""
     with _ONE_AT_A_TIME:
         return list(block.results(unpacked(bench) if isinstance(bench, Path) else bench))
 
@@ -196,5 +196,5 @@ def _open(wb: Workbench, request: Request) -> list[pd.DataFrame]:
         "explain": request.explain,
         "precision": wb.precision and str(wb.precision),
     }
-    open_folder(folder, settings, SETTINGS)  # compared as soon as they are there
+    open_folder(folder, settings)
     return [part for part in read_parts(folder) if (part["seed"] == request.seed).all()]

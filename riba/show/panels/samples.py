@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from riba.method.explicit import frozen_copy
+from riba.method.network import frozen_copy
 from riba.show.panels.paint import Picture
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
@@ -15,8 +15,7 @@ from riba.workbench import Workbench
 def private_copy(wb: Workbench) -> Workbench:
     """The workbench with a copy of its network on the CPU, and with a memory of its own.
 
-    A panel works in the background and registers hooks in the network while a cell may be using
-    it.
+    A panel works in the background while a cell may be changing the network.
 
     Raises
     ------
