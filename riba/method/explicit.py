@@ -481,14 +481,13 @@ class Explicit:
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor) -> None:
         self.model, self.network = model, type(model).__name__
         self._key = _key(model, layers, example)
-        twin = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
-        logits, features = _run(twin, layers, example)
+        private = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
+        logits, features = _run(private, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
         self._ruled: dict[str | None, fx.GraphModule] = {}
         self._lock = threading.RLock()
         try:
-            private = _folded(frozen_copy(model, share=True))
-            dtype = dtype_of(private, example)
+            dtype = dtype_of(_folded(private), example)
             self._net = _traced(private, self.layers, example.to(dtype))
             head, *above = _parts(self._net, self.layers)
             self.parts = (lambda images: head(images.to(dtype)), *above)
@@ -498,7 +497,7 @@ class Explicit:
         except Exception as error:  # torch.fx raises anything on code that it cannot trace
             first = str(error).strip().split("\n")[0].rstrip(".")
             self.reason, self._net = first or type(error).__name__, None
-            self.parts = _hooked(twin, self.layers)
+            self.parts = _hooked(frozen_copy(model, share=True), self.layers)
             self._check(example, logits, features)
             if layers:
                 warnings.warn(
