@@ -481,7 +481,8 @@ class Explicit:
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor) -> None:
         self.model, self.network = model, type(model).__name__
         self._key = _key(model, layers, example)
-        private = frozen_copy(model, share=True)  # hooks in the model itself would meet other threads
+        # hooks in the model itself would meet other threads
+        private = frozen_copy(model, share=True)
         logits, features = _run(private, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
         self._ruled: dict[str | None, fx.GraphModule] = {}
