@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models import resnet18, vgg16
 
+import riba
 from riba.method.network import (
     check_images,
     check_targets,
@@ -13,8 +15,10 @@ from riba.method.network import (
     fingerprint,
     hooked,
     layer_names,
+    logits_of,
     run_until,
     state_of,
+    takes_any_range,
 )
 from riba.testbed.networks import load_weights, scenenet
 
@@ -112,6 +116,99 @@ def test_images_on_another_device_than_the_model_are_refused():
         check_images(elsewhere, GOOD)
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (Image.new("RGB", (16, 16)), "got Image: use wb.prepare.image"),
+        ([GOOD[0], GOOD[1]], r"got list: use torch.stack"),
+        (None, "got NoneType: pass a tensor"),
+        (GOOD[:, :, 0], "for one image"),
+        (GOOD[:, :, None], "only maps are explained"),
+    ],
+    ids=["PIL", "list", "None", "sequence", "volume"],
+)
+def test_what_is_no_batch_of_images_is_refused(net, images, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(net, images)
+
+
+def test_any_range_is_taken_on_the_callers_word(net):
+    with pytest.raises(ValueError, match=r"riba\.network\.takes_any_range\(model\)"):
+        check_images(net, GOOD - 120)
+    check_images(takes_any_range(net), GOOD - 120)
+
+
+# --- what networks return and come wrapped in ------------------------------------------------
+
+
+class Returns(nn.Module):
+    """A small network of which ``change`` is what it returns."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.a, self.head, self.change = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5), change
+
+    def forward(self, x):
+        return self.change(self.head(torch.relu(self.a(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: (y, y), "not tuple: wrap it"),
+        (lambda y: {"logits": y}, "not dict: wrap it"),
+        (lambda y: y[:, 0], r"not \(2,\): wrap it"),
+        (lambda y: y[:, :, None, None], r"not \(2, 5, 1, 1\): wrap it"),
+        (lambda y: y.mean(0, keepdim=True), r"not \(1, 5\): wrap it"),
+        (lambda y: y[:, :1], r"one output.*torch\.cat\(\[torch\.zeros_like\(y\), y\], 1\)"),
+        (lambda y: y * torch.nan, "returns NaN or infinite logits"),
+    ],
+    ids=["tuple", "dict", "B", "maps", "one row", "one logit", "NaN"],
+)
+def test_what_is_no_matrix_of_logits_is_refused_at_every_entry(change, message):
+    model = Returns(change).eval()
+    stats = riba.FeatureStatistics.fit(model, "a", IMAGES, few=True)
+    entries = (
+        lambda: logits_of(model, IMAGES),
+        lambda: riba.InformationBottleneck(model, "a", stats)(IMAGES, [0, 0]),
+        lambda: riba.RelevanceIBA(model, "a", stats)(IMAGES, [0, 0]),
+        lambda: riba.relevance.lrp(model, IMAGES, [0, 0]),
+    )
+    for entry in entries:
+        with pytest.raises(ValueError, match=message) as error:
+            entry()
+        assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid()])
+def test_probabilities_are_no_logits_and_a_warning_says_so(last):
+    torch.manual_seed(0)
+    model = Returns(last).eval()
+    stats = riba.FeatureStatistics.fit(model, "a", IMAGES, few=True)
+    with pytest.warns(UserWarning, match="look like probabilities: remove its last softmax"):
+        riba.InformationBottleneck(model, "a", stats, steps=1)(IMAGES, [0, 0])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m))])
+def test_wrapped_networks_are_explained_as_themselves(wrap):
+    torch.manual_seed(0)
+    model = Returns(lambda y: y).eval()
+    stats = riba.FeatureStatistics.fit(wrap(model), "a", IMAGES, few=True)
+    assert stats.fingerprint == fingerprint(model)
+    maps = [
+        riba.RelevanceIBA(m, "a", stats, steps=2)(IMAGES, [0, 1])[1] for m in (model, wrap(model))
+    ]
+    assert torch.equal(*maps)
+
+
+def test_torchscript_is_refused_in_a_sentence():
+    model = torch.jit.trace(Returns(nn.Identity()).eval(), IMAGES)
+    with pytest.raises(ValueError, match="TorchScript cannot be explained: pass the network"):
+        riba.FeatureStatistics.fit(model, "a", IMAGES, few=True)
+    with pytest.raises(ValueError, match=r"the network is a str: pass a torch\.nn\.Module"):
+        riba.FeatureStatistics.fit("resnet50", "a", IMAGES, few=True)
+
+
 LOGITS = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -123,6 +220,9 @@ LOGITS = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
         ([0], "expected 2 class numbers"),
         (3, "expected 2 class numbers"),
         ([0.0, 1.0], "integers"),
+        (None, "one class number an image, got 'None'"),
+        ("cat", "one class number an image, got 'cat'"),
+        ([[0, 1], [2]], "one class number an image"),
         ([[True] * 5], "must be 2×5"),
         ([[True] * 5, [False] * 5], "selects no class"),
     ],

@@ -59,7 +59,7 @@ def _blur_matrix(side: int, sigma: float) -> Tensor:
     """The blur along one axis as a side×side matrix: exact, and faster than a convolution."""
     reach = round(2 * sigma)
     offsets = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-offsets.double().square() / (2 * sigma**2))
+    weights = torch.exp(-offsets.to(torch.float64).square() / (2 * sigma**2))
     period = max(2 * (side - 1), 1)
     source = (torch.arange(side)[:, None] + offsets) % period
     source = torch.minimum(source, period - source)

@@ -27,13 +27,14 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear, Ma
 
 from riba.method import rules
 from riba.method.network import (
-    errors_in_words,
     frozen_copy,
     hooked,
+    logits_of,
     run_until,
     shape_or_type,
     state_of,
     tensors_in,
+    unwrapped,
 )
 
 TOLERANCE = 1e-3
@@ -528,8 +529,7 @@ class Explicit:
         if self._key != _key(model, layers, example):
             return False
         try:
-            with errors_in_words(example):
-                self._check(example, _logits(model(example)), {})
+            self._check(example, logits_of(model, example), {})
         except ValueError:
             return False
         return True
@@ -623,22 +623,12 @@ def _run(
         features[layer] = output.clone()  # an in-place ReLU behind the layer would overwrite it
 
     hooks = {layer: partial(record, layer) for layer in layers}
-    with hooked(model, hooks), errors_in_words(example):
-        logits = _logits(model(example))
+    with hooked(model, hooks):
+        logits = logits_of(model, example)
     for layer in layers:
         if layer not in features:
             raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")
     return logits, features
-
-
-def _logits(output: object) -> Tensor:
-    """``output``, if it is a matrix of logits."""
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output
-    raise ValueError(
-        f"the network must return logits, images × classes, and not {shape_or_type(output)}: wrap "
-        "it in a module that does"
-    )
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -679,8 +669,9 @@ def _ruled(
             )
         return relevance
 
-    pixels = _propagate(net, example, start, rules.composite(), ())["pixels"].double()
-    total = relevance.double().sum().item()
+    pixels = _propagate(net, example, start, rules.composite(), ())["pixels"]
+    pixels = pixels.to("cpu", torch.float64)
+    total = relevance.to("cpu", torch.float64).sum().item()
     arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
     if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
         where = "the logits" if layer is None else f"layer {layer!r}"
@@ -835,7 +826,7 @@ def explicit(
     UserWarning
         The network cannot be traced: once, when it is cut.
     """
-    layers = tuple(layers)
+    model, layers = unwrapped(model), tuple(layers)
     example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
     with _building:
         if known is not None and known.fits(model, layers, example):

@@ -83,8 +83,8 @@ class Generator(nn.Module):
         super().__init__()
         self.image = task.image
         self.mask = nn.Parameter(untouched(task))
-        self.mean = nn.Parameter(task.image.new_zeros(3, 1, 1))
-        self.eps = nn.Parameter(task.image.new_ones(3, 1, 1))
+        self.mean = nn.Parameter(task.image.new_zeros(len(task.image), 1, 1))
+        self.eps = nn.Parameter(task.image.new_ones(len(task.image), 1, 1))
 
     def forward(self, noise: Tensor) -> Tensor:
         """Noise (S×3×H×W) to noised images."""
@@ -99,7 +99,7 @@ class Generator(nn.Module):
 
 def untouched(task: PriorTask) -> Tensor:
     """M as it starts (3×H×W): a control without any fit."""
-    return task.bits.repeat(3, 1, 1)
+    return task.bits.expand_as(task.image).clone()
 
 
 def moments(task: PriorTask) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_iter
 def fingerprint(model: nn.Module) -> str:
     """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in model.state_dict().items():
+    for name, value in unwrapped(model).state_dict().items():
         value = value.detach().contiguous().cpu()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
@@ -37,13 +38,13 @@ def state_of(model: nn.Module) -> tuple:
     return tuple(
         # tensors of inference mode have no version
         (name, x.data_ptr(), 0 if x.is_inference() else x._version, _weighted_sum(x))
-        for name, x in model.state_dict().items()
+        for name, x in unwrapped(model).state_dict().items()
     )
 
 
 def _weighted_sum(x: Tensor) -> str:
     """A sum in which every row has another weight, as text: NaN equals itself then."""
-    rows = x.reshape(max(1, len(x) if x.ndim else 1), -1).sum(1).double()
+    rows = x.reshape(max(1, len(x) if x.ndim else 1), -1).sum(1).to("cpu", torch.float64)
     return repr((rows @ torch.arange(1, len(rows) + 1).to(rows)).item())
 
 
@@ -52,7 +53,7 @@ def _weighted_sum(x: Tensor) -> str:
 
 def layer_names(model: nn.Module) -> list[str]:
     """The dotted names of all layers and blocks of ``model``, in the order of definition."""
-    return [name for name, _ in model.named_modules() if name]
+    return [name for name, _ in unwrapped(model).named_modules() if name]
 
 
 def names_through(model: nn.Module, layer: str) -> list[str]:
@@ -70,6 +71,7 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
     ValueError
         There is none; the message lists near matches.
     """
+    model = unwrapped(model)
     modules = dict(model.named_modules())
     if layer and layer in modules:
         return modules[layer]
@@ -87,17 +89,55 @@ def near_matches(name: object, names: Iterable[str]) -> str:
     return f"near matches: {', '.join(near)}"
 
 
-# --- what a network accepts ------------------------------------------------------------------
+# --- the contract of a network ---------------------------------------------------------------
+
+NORMALISED = 30
+"""Images with larger values look like 0–255 and are refused (:func:`takes_any_range`)."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of ``DataParallel`` and ``torch.compile``.
+
+    Raises
+    ------
+    ValueError
+        It is TorchScript, or no ``torch.nn.Module`` at all.
+    """
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, parallel) else model._orig_mod
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("TorchScript cannot be explained: pass the network that it was made from")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the network is a {type(model).__name__}: pass a torch.nn.Module")
+    return model
+
+
+def takes_any_range(model: nn.Module) -> nn.Module:
+    """Say that ``model`` takes images of any range, such as Caffe's −120 to 150; returns it."""
+    model.takes_any_range = True
+    return model
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the network is; the CPU for one without weights."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return next(
+        (parameter.device for parameter in unwrapped(model).parameters()), torch.device("cpu")
+    )
 
 
 def shape_or_type(value: object) -> tuple[int, ...] | str:
     """For messages: the shape of a tensor, the name of the type of anything else."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+INSTEAD = {
+    "ndarray": "use torch.from_numpy(images)",
+    "Image": "use wb.prepare.image(numpy.asarray(picture))[None]",
+    "list": "use torch.stack(images)",
+    "tuple": "use torch.stack(images)",
+}
+"""What to pass in place of images that are no tensor."""
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
@@ -107,18 +147,20 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     ------
     ValueError
         ``model`` is in training mode; ``images`` is not a float B×C×H×W tensor, is empty, holds
-        NaN or infinity, looks like 0–255, has the wrong number of channels, or lies on another
-        device than the model.
+        NaN or infinity, looks like 0–255, or is of another type or device than the model.
     """
+    model = unwrapped(model)
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         part = f"the part {training!r} of the model" if training else "the model"
         raise ValueError(f"{part} is in training mode: call model.eval() first")
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(
-            f"images must be a B×C×H×W tensor, got {shape_or_type(images)}: "
-            "for one image use image[None]"
-        )
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        instead = INSTEAD.get("Image" if kind.endswith("Image") else kind, "pass a tensor")
+        raise ValueError(f"images must be a B×C×H×W tensor, got {kind}: {instead}")
+    if images.ndim != 4:
+        instead = "for one image use image[None]" if images.ndim == 3 else "only maps are explained"
+        raise ValueError(f"images must be B×C×H×W, got {tuple(images.shape)}: {instead}")
     if len(images) == 0:
         raise ValueError("the batch of images is empty: pass at least one image")
     if not images.is_floating_point():
@@ -127,10 +169,10 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         )
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinite values: clean them first")
-    if images.abs().max() > 30:
+    if images.abs().max() > NORMALISED and not getattr(model, "takes_any_range", False):
         raise ValueError(
-            f"images reach {images.abs().max():.0f}, which looks like 0–255: "
-            "scale to 0–1 and normalise as the network expects"
+            f"images reach {images.abs().max():.0f}, which looks like 0–255: normalise them as the "
+            "network expects, or call riba.network.takes_any_range(model) first"
         )
     weight = next(model.parameters(), images)
     if weight.device != images.device:
@@ -143,6 +185,43 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise ValueError(
             f"images are {passed}, the network {expected}: use images.to(torch.{expected})"
         )
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B×classes) of images that :func:`check_images` has passed.
+
+    Raises
+    ------
+    ValueError
+        The network does not take such images, or returns anything but finite logits of two or
+        more classes: says what to do.
+
+    Warns
+    -----
+    UserWarning
+        Every output lies between 0 and 1: they look like probabilities.
+    """
+    with errors_in_words(images):
+        output = model(images)
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
+        raise ValueError(
+            f"the network must return logits, images × classes, and not {shape_or_type(output)}: "
+            "wrap it in a module that does"
+        )
+    if output.shape[1] < 2:
+        raise ValueError(
+            "the network has one output, which leaves no other class: wrap it in a module that "
+            "returns torch.cat([torch.zeros_like(y), y], 1)"
+        )
+    if not torch.isfinite(output).all():
+        raise ValueError("the network returns NaN or infinite logits for these images: check both")
+    if ((output >= 0) & (output <= 1)).all() and (output > 0).any():
+        warnings.warn(
+            "the outputs of the network look like probabilities: remove its last softmax or "
+            "sigmoid, or all probabilities and maps will be wrong",
+            stacklevel=3,
+        )
+    return output
 
 
 @contextmanager
@@ -174,7 +253,13 @@ def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
     ValueError
         Wrong shape or type, a class out of range, or an empty set of classes.
     """
-    targets = torch.as_tensor(targets, device=logits.device)
+    try:
+        targets = torch.as_tensor(targets, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"targets must be one class number an image, got {str(targets)[:40]!r}: "
+            "use model(images).argmax(1) for what is predicted"
+        ) from error
     batch, classes = logits.shape
     if targets.dtype == torch.bool:
         if targets.shape != logits.shape:
@@ -219,6 +304,7 @@ def frozen_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
         Weights share their memory with the model's; modules are copied all the same.
     """
     memo: dict[int, object] = {}
+    model = unwrapped(model)
     for module in model.modules():
         for tensor in tensors_in(list(vars(module).values())):  # also features that a module keeps
             plain = tensor.detach()

@@ -485,8 +485,8 @@ def ledger(information: Information, start: Start, pixels: Tensor) -> Ledger:
 
 
 def _total(relevance: Tensor) -> Tensor:
-    """Sum per image, in float64: the ledger must not be off by its own rounding."""
-    return relevance.double().flatten(1).sum(1)
+    """Sum per image, in float64 (on the CPU, as not every GPU has it): no rounding of its own."""
+    return relevance.to("cpu", torch.float64).flatten(1).sum(1)
 
 
 def _lost(before: Tensor, after: Tensor) -> Tensor:
