@@ -699,8 +699,12 @@ def hook(model):
 def test_a_network_that_changes_is_looked_at_again(change):
     torch.manual_seed(0)
     model = roughened(Settings())
-    relevance.lrp(model, IMAGES, [0, 1])
+    known = explicit(model, [], IMAGES)
+    assert explicit(model, [], IMAGES, known) is known
     change(model)
+    with pytest.raises(ValueError, match="the network has changed since: make it anew"):
+        relevance.lrp(known, IMAGES, [0, 1])
+    assert explicit(model, [], IMAGES, known) is not known
     if change is hook:  # relevance cannot follow a hook that changes features
         with pytest.raises(ValueError, match="no longer the same network"):
             relevance.lrp(model, IMAGES, [0, 1])

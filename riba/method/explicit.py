@@ -519,20 +519,9 @@ class Explicit:
                 raise ValueError("in explicit form it is no longer the same network")
             values = tuple(value.repeat_interleave(2, 0) for value in values)
 
-    @torch.no_grad()
     def fits(self, model: nn.Module, layers: Iterable[str], example: Tensor) -> bool:
-        """Whether this is still the form of ``model``, cut behind ``layers``, for such images.
-
-        The state tells of weights only, so one image is run as well: an activation may have been
-        exchanged, an attribute set, a hook added.
-        """
-        if self._key != _key(model, layers, example):
-            return False
-        try:
-            self._check(example, logits_of(model, example), {})
-        except ValueError:
-            return False
-        return True
+        """Whether this is the form of ``model`` as it is now, cut there, for such images."""
+        return self._key == _key(model, layers, example)
 
     def check(self, images: Tensor) -> None:
         """Refuse images of another kind than the form was made for, and changed weights.
@@ -542,7 +531,7 @@ class Explicit:
         ValueError
             Says so.
         """
-        if self._key != _key(self.model, self.layers, images):
+        if not self.fits(self.model, self.layers, images):
             raise ValueError(
                 f"this explicit form of {self.network} is for images of another size, device or "
                 "type, or the network has changed since: make it anew"

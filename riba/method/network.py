@@ -29,23 +29,37 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def state_of(model: nn.Module) -> tuple:
-    """A key that changes whenever a weight or buffer is replaced or written to.
+    """A key that changes whenever a network would compute something else.
 
-    Much cheaper than :func:`fingerprint`, and valid within one process only: per tensor its name,
-    address, version and a weighted sum, which detects writes that PyTorch does not count
-    (``weight.data``).
+    Much cheaper than :func:`fingerprint`, and valid within one process only. Per weight and buffer
+    its name, address and version, and a weighted sum of all, which detects writes that PyTorch does
+    not count (``weight.data``); per module its type, its hooks and its plain attributes.
     """
-    return tuple(
+    model = unwrapped(model)
+    weights = model.state_dict()
+    tensors = tuple(
         # tensors of inference mode have no version
-        (name, x.data_ptr(), 0 if x.is_inference() else x._version, _weighted_sum(x))
-        for name, x in unwrapped(model).state_dict().items()
+        (name, x.data_ptr(), 0 if x.is_inference() else x._version)
+        for name, x in weights.items()
     )
+    rows = [torch.atleast_1d(x)[..., None].flatten(1).sum(1) for x in weights.values()]
+    rows = torch.cat([x.to("cpu", torch.float64) for x in rows] or [torch.zeros(1)]).nan_to_num(1.0)
+    weighted_sum = (rows @ torch.arange(1, len(rows) + 1).to(rows)).item()
+    modules = ((name, type(module), _settings(module)) for name, module in model.named_modules())
+    return tensors, weighted_sum, tuple(modules)
 
 
-def _weighted_sum(x: Tensor) -> str:
-    """A sum in which every row has another weight, as text: NaN equals itself then."""
-    rows = x.reshape(max(1, len(x) if x.ndim else 1), -1).sum(1).to("cpu", torch.float64)
-    return repr((rows @ torch.arange(1, len(rows) + 1).to(rows)).item())
+def _settings(module: nn.Module) -> tuple:
+    """What a module computes with beside tensors and modules: hooks, numbers, texts, functions."""
+    kept = []
+    for name, value in vars(module).items():
+        if name.endswith("_hooks"):
+            kept.append(tuple(map(id, value.values())))
+        elif isinstance(value, (int, float, str, tuple, list)) and not tensors_in(value):
+            kept.append((name, repr(value)))
+        elif callable(value):
+            kept.append((name, id(value)))
+    return tuple(kept)
 
 
 # --- layers ----------------------------------------------------------------------------------
