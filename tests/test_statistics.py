@@ -223,6 +223,14 @@ def test_corrupt_cache_is_rebuilt_with_a_warning(model, images, tmp_path, damage
     assert same(stats, FeatureStatistics.load(path))
 
 
+def test_a_cache_that_cannot_be_written_costs_nothing_but_a_warning(model, images, tmp_path):
+    folder = tmp_path / "cache"
+    folder.write_text("a file in the way of the folder")
+    with pytest.warns(UserWarning, match="were not stored"):
+        stats = cached(model, images, folder)
+    assert same(stats, cached(model, images, tmp_path / "other"))
+
+
 def test_foreign_safetensors_are_not_statistics(tmp_path):
     from safetensors.torch import save_file
 

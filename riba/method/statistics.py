@@ -155,7 +155,7 @@ class FeatureStatistics:
         Warns
         -----
         UserWarning
-            The file is corrupt, and was rebuilt.
+            The file is corrupt, and was rebuilt; or it cannot be written.
         """
         size = (size, size) if isinstance(size, int) else tuple(size)
         facts = {
@@ -186,7 +186,13 @@ class FeatureStatistics:
         stats = cls.fit(model, layer, images() if callable(images) else images)
         stats = replace(stats, dataset=dataset)
         stats._require(facts, "the images: they")
-        stats.save(path)
+        try:
+            stats.save(path)
+        except OSError as error:  # a full disk or a folder without permission must not cost them
+            warnings.warn(
+                f"feature statistics were not stored ({error}): they are computed again next time",
+                stacklevel=2,
+            )
         return stats
 
     def save(self, path: Path | str) -> None:
