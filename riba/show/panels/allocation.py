@@ -13,7 +13,7 @@ from riba.compare.methods import METHODS
 from riba.show import plots
 from riba.show.panels import samples
 from riba.show.panels.controls import check_count, control, method_list, scene_slider
-from riba.show.panels.paint import COLOURS, PALE, Curves, Empty, Line, Picture, View
+from riba.show.panels.paint import COLOURS, PALE, Curves, Picture, Tile, View
 from riba.show.panels.panel import Panel
 from riba.testbed import datasets
 from riba.workbench import Workbench
@@ -62,12 +62,12 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
     budgets = torch.logspace(-2.5, 0, 40).tolist()
     chance = masks.double().mean().item()
     best = [min(1, chance / p) for p in budgets]
-    lines = [Line(budgets, best, PALE), Line(budgets, [chance] * 40, PALE)]
+    lines = [(best, PALE), ([chance] * len(budgets), PALE)]
     tiles = []
     for (method, values), colour in zip(maps.items(), COLOURS, strict=False):
         *curve, precision = metrics.allocation_curve(values, masks, [*budgets, share])[0].tolist()
         area = metrics.allocation_area(values, masks).item()
-        lines.append(Line(budgets, curve, colour))
+        lines.append((curve, colour))
         tiles.append(
             Picture(
                 rgb=plots.hits(rgb, values[0], sample.mask, share),
@@ -78,8 +78,9 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
                 ink="black",
             )
         )
-    tiles += [Empty()] * (MOST - len(tiles))
+    tiles += [Tile()] * (MOST - len(tiles))
     curves = Curves(
+        x=budgets,
         lines=lines,
         at=share,
         title="share of the top pixels on the object",

@@ -14,7 +14,7 @@ from riba.method import bottleneck as iba
 from riba.method.bottleneck import Information, InformationBottleneck
 from riba.method.explicit import Part
 from riba.show.panels.controls import control, layer_list, scene_slider
-from riba.show.panels.paint import COLOURS, PALE, Bars, Curves, Line, Picture, View, map_picture
+from riba.show.panels.paint import COLOURS, PALE, Bars, Curves, Picture, View, map_picture
 from riba.show.panels.panel import Panel
 from riba.show.panels.samples import at_layer, network_input, private_copy, sample
 from riba.workbench import Workbench
@@ -118,9 +118,16 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
 
 def curve(values: Tensor, title: str, step: int, log: bool = False) -> Curves:
     """One quantity at every step; a line marks the step that is shown."""
-    line = Line(range(len(values)), values.tolist(), COLOURS[0])
     y_range = None if log else (0.0, max(values.max().item(), 1e-6) * 1.05)
-    return Curves(lines=[line], at=step, title=title, x_label="step", log_y=log, y_range=y_range)
+    return Curves(
+        title=title,
+        x=range(len(values)),
+        lines=[(values.tolist(), COLOURS[0])],
+        at=step,
+        x_label="step",
+        log_y=log,
+        y_range=y_range,
+    )
 
 
 def class_rows(wb: Workbench, opened: Tensor, through: Tensor) -> dict[str, tuple[float, float]]:

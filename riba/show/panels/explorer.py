@@ -20,7 +20,7 @@ from riba.compare.methods import METHODS
 from riba.method.relevance import Ledger
 from riba.show import plots
 from riba.show.panels.controls import check_count, control, method_list, scene_slider
-from riba.show.panels.paint import Empty, Picture, View, map_picture
+from riba.show.panels.paint import Picture, Tile, View, map_picture
 from riba.show.panels.panel import Panel
 from riba.show.panels.samples import private_copy
 from riba.testbed import datasets
@@ -139,7 +139,7 @@ def explorer_view(
                 foot=_total(maps[0], unit, ledger),
             )
         )
-    tiles += [Empty()] * (1 + MOST - len(tiles))
+    tiles += [Tile()] * (1 + MOST - len(tiles))
     likeliest = zip(*result.probability.topk(3), strict=True)
     words = ", ".join(f"{wb.class_names[place]} {value:.2f}" for value, place in likeliest)
     return View(rows=[(164, tiles)], notes=[f"Predicted: {words}.  {scale}"])
