@@ -69,7 +69,7 @@ class Counting(panels.Panel):
                 raise ValueError("a <negative> height")
             return height
 
-        def draw(found, colour):
+        def draw(_wb, found, colour):
             self.drawn += 1
             return drawing(found, colour)
 
@@ -296,9 +296,9 @@ def test_work_is_done_on_another_thread_and_drawn_on_this():
             threads["find"] = threading.current_thread()
             return find(height)
 
-        def watched_draw(found, colour):
+        def watched_draw(wb, found, colour):
             threads["draw"] = threading.current_thread()
-            return draw(found, colour)
+            return draw(wb, found, colour)
 
         panel._compute, panel._draw = watched_compute, watched_draw
         thread = threading.Thread(target=setattr, args=(panel.controls["height"], "value", 5))

@@ -48,8 +48,7 @@ def allocation(wb: Workbench, **settings: object) -> Panel:
         ),
     }
     caption = "The most important pixels of several maps over the mask, and allocation curves."
-    draw = partial(allocation_view, wb)
-    return Panel(wb, "allocation", compute, draw, controls, settings, caption)
+    return Panel(wb, "allocation", compute, allocation_view, controls, settings, caption)
 
 
 def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: float) -> View:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import ipywidgets as widgets
 import torch
@@ -57,8 +56,7 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
         "step": control(widgets.IntSlider, "show step", value=LAST, max=LAST),
     }
     caption = "Information bottleneck on one test scene: what passes at one step."
-    draw = partial(bottleneck_view, wb)
-    return Panel(wb, "bottleneck", compute, draw, controls, settings, caption)
+    return Panel(wb, "bottleneck", compute, bottleneck_view, controls, settings, caption)
 
 
 @dataclass(frozen=True)

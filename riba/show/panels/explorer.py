@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
-from PIL import Image
+from matplotlib.image import imsave
 from torch import Tensor
 
 from riba import storage
@@ -68,14 +67,13 @@ def explorer(wb: Workbench, **settings: object) -> Panel:
     }
     if not isinstance(wb.test, datasets.Scenes):
         del controls["two"]  # the number of objects in a photo is fixed
-    caption, draw = "Several methods on one picture.", partial(explorer_view, wb)
-    panel = Panel(wb, "explorer", compute, draw, controls, settings, caption)
+    caption = "Several methods on one picture."
+    panel = Panel(wb, "explorer", compute, explorer_view, controls, settings, caption)
     panel.display.add_above(picture_chooser(wb, panel))
     return panel
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """One picture, and the maps of several methods for one class.
 
     Attributes
@@ -204,14 +202,13 @@ def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
 
 
 def thumbnail(wb: Workbench, samples: Sequence[datasets.Sample], index: int) -> bytes:
-    """PNG of a sample, small; grey for one that cannot be read: the panel says why when chosen."""
+    """PNG of a sample; grey for one that cannot be read: the panel says why when chosen."""
     try:
-        rgb = (wb.to_rgb(samples[index].image).numpy() * 255).round().astype(np.uint8)
+        rgb = wb.to_rgb(samples[index].image).numpy()
     except (OSError, ValueError):
-        rgb = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+        rgb = np.full((THUMBNAIL, THUMBNAIL, 3), 0.5)
     buffer = io.BytesIO()
-    small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    small.save(buffer, "png")
+    imsave(buffer, rgb)
     return buffer.getvalue()
 
 

@@ -342,18 +342,17 @@ class Page:
     def colour_bar(self, beside: Box, scale: Scale) -> None:
         """A colour scale to the right of a map, as high as the map."""
         x, y, height = beside.x + beside.width + 6, beside.y, beside.height
-        values = np.linspace(1, -1 if scale.signed else 0, 256)[:, None]
-        shades = Image.fromarray((plots.in_colour(values, limit=1) * 255).astype(np.uint8))
+        low = -1 if scale.signed else 0
+        colours = plots.in_colour(np.linspace(1, low, 256)[:, None], limit=1)
+        shades = Image.fromarray((colours * 255).astype(np.uint8))
         size = round(9 * self.scale), round(height * self.scale)
         self.paste(shades.resize(size), x, y)
         power = 0 if 1e-2 <= scale.top < 1e4 else math.floor(math.log10(scale.top))
-        for share in (0.0, 0.5, 1.0):
-            value = scale.top * (2 * share - 1 if scale.signed else share) / 10**power
-            number = f"{value:.3g}".replace("-", "−")
-            self.text(x + 13, y + (1 - share) * (height - 12) + 6, number, size=12, anchor="lm")
-        unit = scale.unit
-        if power:
-            unit = f"{unit}, in 10{str(power).translate(SUPERSCRIPTS)}"
+        for place, share in enumerate((1, (1 + low) / 2, low)):
+            number = f"{scale.top * share / 10**power:.3g}".replace("-", "−")
+            self.text(x + 13, y + place * (height - 12) / 2 + 6, number, size=12, anchor="lm")
+        exponent = str(power).translate(SUPERSCRIPTS)
+        unit = f"{scale.unit}, in 10{exponent}" if power else scale.unit
         words = Image.new("RGB", (size[1], round(18 * self.scale)), "white")
         middle = words.width / 2, words.height / 2
         ImageDraw.Draw(words).text(middle, unit, INK, _font(13 * self.scale), anchor="mm")

@@ -55,7 +55,7 @@ class Panel:
         Controls' values by name, those that it has parameters for, to any result: the expensive
         part. Called once per setting, off the kernel's main thread.
     draw
-        The result, and the values that it has parameters for, to a view: quick.
+        The workbench, the result, and the values that it has parameters for, to a view: quick.
     controls
         Widgets with a ``value``, by the parameter they set, in the order of their display. Those
         that ``compute`` does not take stand in a second column: they only change the view.
@@ -91,7 +91,7 @@ class Panel:
         caption: str,
     ) -> None:
         self.name, self.caption, self.controls = name, caption, dict(controls)
-        self._compute, self._draw, self._memory = compute, draw, wb.memory
+        self._wb, self._compute, self._draw = wb, compute, draw
         self._defaults = self.values
         for setting, value in settings.items():
             set_value(self.controls, setting, value)
@@ -201,7 +201,7 @@ class Panel:
             try:
                 if self._cancelled or self.values != values:
                     raise progress.Cancelled
-                if self._memory.get(self._result_key(values)) is None:
+                if self._wb.memory.get(self._result_key(values)) is None:
                     await self._loop.run_in_executor(_worker, self._compute_watched, values)
                 if self.values == values:
                     self._present(values)
@@ -239,17 +239,17 @@ class Panel:
 
     def _result(self, values: dict[str, object]) -> object:
         compute = partial(self._compute, **_accepted(self._compute, values))
-        return self._memory.once(self._result_key(values), compute)
+        return self._wb.memory.once(self._result_key(values), compute)
 
     def _present(self, values: dict[str, object]) -> None:
         result = self._result(values)
 
         def drawing() -> tuple[View, bytes]:
-            view = self._draw(result, **_accepted(self._draw, values))
+            view = self._draw(self._wb, result, **_accepted(self._draw, values))
             return view, paint(view)
 
         key = (self.name, "picture", *values.values())
-        self._view, picture = self._memory.once(key, drawing)
+        self._view, picture = self._wb.memory.once(key, drawing)
         self.display.picture.value = picture
         self._show("current")
 

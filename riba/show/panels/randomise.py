@@ -56,8 +56,7 @@ def randomise(wb: Workbench, **settings: object) -> Panel:
         "seed": control(widgets.IntSlider, "seed of the weights", max=9),
     }
     caption = "Maps of one test scene before and after weights were randomised."
-    draw = partial(randomise_view, wb)
-    return Panel(wb, "randomise", compute, draw, controls, settings, caption)
+    return Panel(wb, "randomise", compute, randomise_view, controls, settings, caption)
 
 
 def randomise_view(wb: Workbench, result: tuple[dict, dict, str], scene: int) -> View:

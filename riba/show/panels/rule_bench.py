@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import ipywidgets as widgets
 from torch import Tensor, nn
 from zennit.core import Composite
@@ -73,8 +71,7 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
     for half in ("upper", "lower"):
         enable_where_used(controls[half], controls[f"{half}_strength"])
     caption = "The same nats, propagated by a rule for the upper and one for the lower layers."
-    draw = partial(rule_view, wb)
-    return Panel(wb, "rule_bench", compute, draw, controls, settings, caption)
+    return Panel(wb, "rule_bench", compute, rule_view, controls, settings, caption)
 
 
 def enable_where_used(rule: widgets.Dropdown, strength: widgets.FloatLogSlider) -> None:
