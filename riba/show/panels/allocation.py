@@ -57,7 +57,7 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
     The pale curves are the best that a mask of this size allows, and chance.
     """
     sample = samples.sample(wb, scene)
-    rgb, masks = wb.to_rgb(sample.image), sample.mask[None]
+    rgb, mask, masks = wb.to_rgb(sample.image), sample.mask, sample.mask[None]
     budgets = torch.logspace(-2.5, 0, 40).tolist()
     chance = masks.double().mean().item()
     best = [min(1, chance / p) for p in budgets]
@@ -67,14 +67,11 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
         *curve, precision = metrics.allocation_curve(values, masks, [*budgets, share])[0].tolist()
         area = metrics.allocation_area(values, masks).item()
         lines.append((curve, colour))
+        hits = plots.hits(rgb, values[0], mask, share)
+        foot = f"{precision:.0%} on the object; area {area:.2f}"
         tiles.append(
             Picture(
-                rgb=plots.hits(rgb, values[0], sample.mask, share),
-                title=method,
-                title_colour=colour,
-                foot=f"{precision:.0%} on the object; area {area:.2f}",
-                outline=sample.mask,
-                ink="black",
+                rgb=hits, title=method, title_colour=colour, foot=foot, outline=mask, ink="black"
             )
         )
     tiles += [Tile()] * (MOST - len(tiles))

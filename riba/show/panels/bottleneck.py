@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import torch
@@ -59,8 +60,7 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
     return Panel(wb, "bottleneck", compute, bottleneck_view, controls, settings, caption)
 
 
-@dataclass(frozen=True)
-class Optimisation:
+class Optimisation(NamedTuple):
     """One optimisation with all its steps."""
 
     wb: Workbench
@@ -104,28 +104,18 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
         limit=1.0,
         title="p(class): open (grey), through (red)",
     )
+    curve = partial(Curves, x=range(len(trace.loss)), at=step, x_label="step")
+    measured = (trace.information[:, 0] / math.log(2)).tolist()
+    entropy = trace.cross_entropy[:, 0].tolist()
+    heights = 0.0, max(*entropy, 1e-6) * 1.05
     plots = [
-        curve(trace.information[:, 0] / math.log(2), "bits in the layer", step, log=True),
-        curve(trace.cross_entropy[:, 0], "cross-entropy (nats)", step),
+        curve(title="bits in the layer", lines=[(measured, COLOURS[0])], log_y=True),
+        curve(title="cross-entropy (nats)", lines=[(entropy, COLOURS[0])], y_range=heights),
         probabilities,
     ]
     settled = "Settled." if result.information.settled[0] else "Not settled: take more steps."
     words = "* An illustration: noise over the pixels, where even the most open channel is shut."
     return View(rows=[(205, maps), (170, plots)], notes=[f"{settled}   {words}"])
-
-
-def curve(values: Tensor, title: str, step: int, log: bool = False) -> Curves:
-    """One quantity at every step; a line marks the step that is shown."""
-    y_range = None if log else (0.0, max(values.max().item(), 1e-6) * 1.05)
-    return Curves(
-        title=title,
-        x=range(len(values)),
-        lines=[(values.tolist(), COLOURS[0])],
-        at=step,
-        x_label="step",
-        log_y=log,
-        y_range=y_range,
-    )
 
 
 def class_rows(wb: Workbench, opened: Tensor, through: Tensor) -> dict[str, tuple[float, float]]:

@@ -45,9 +45,8 @@ def explorer(wb: Workbench, **settings: object) -> Panel:
         check_count(methods, MOST)
         image, mask = read_picture(wb, scene, two, photo)
         probability = wb.predict(image[None])[0]
-        target = probability.argmax().item()
-        if label != PREDICTED:
-            target = wb.class_names.index(label)
+        likeliest = probability.argmax().item()
+        target = likeliest if label == PREDICTED else wb.class_names.index(label)
         classes = torch.tensor([target])
         maps = {name: METHODS[name].explain(wb, image[None], classes) for name in methods}
         return Explanation(image, mask, target, probability, maps)
@@ -159,9 +158,9 @@ def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
     two = panel.controls.get("two", widgets.Checkbox())
     generator = np.random.default_rng(0)
     shown = list(range(min(THUMBNAILS, scene.max + 1)))
-    width = f"{THUMBNAIL}px"
-    faces = [widgets.Image(format="png", layout=widgets.Layout(width=width)) for _ in shown]
-    names = [widgets.Button(layout=widgets.Layout(width=width)) for _ in shown]
+    layout = widgets.Layout(width=f"{THUMBNAIL}px")
+    faces = [widgets.Image(layout=layout) for _ in shown]
+    names = [widgets.Button(layout=layout) for _ in shown]
 
     def fill(_event: object = None) -> None:
         for face, name, index in zip(faces, names, shown, strict=True):

@@ -176,9 +176,8 @@ class Panel:
     def _start(self) -> None:
         if self._loop is None:
             self._compute_now()
-            return
-        self._show("stale")
-        if not self._running():
+        elif not self._running():
+            self._show("stale")
             self._task = self._loop.create_task(self._catch_up())
 
     def _compute_now(self) -> None:
@@ -229,8 +228,7 @@ class Panel:
                 next_update = time.monotonic() + PROGRESS_EVERY
                 self._on_main_thread(partial(self._show_progress, label, done, total))
 
-        if self._stop.is_set():  # while it waited for another panel
-            raise progress.Cancelled
+        report("waiting", 0, None)  # it may have been stopped while another panel worked
         with progress.watched(report):
             self._result(values)
 

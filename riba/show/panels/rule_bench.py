@@ -41,11 +41,9 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         bias: bool,
     ) -> tuple[dict[str, Tensor], list[str]]:
         first = rules.box(*wb.bounds) if pixels == "box" else pixels
-        composite = rules.by_depth(
-            tuned(lower, lower_strength, first, bias),
-            tuned(upper, upper_strength, first, bias),
-            upper_names,
-        )
+        below_half = tuned(lower, lower_strength, first, bias)
+        above_half = tuned(upper, upper_strength, first, bias)
+        composite = rules.by_depth(below_half, above_half, upper_names)
         images, targets = samples.network_input(wb, scene)
         nats = information(wb, wb.layer, images, targets).nats
         net = wb.explicit((), images)
@@ -69,19 +67,10 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         "lower_strength": control(widgets.FloatLogSlider, "lower: γ, ε or β", **strength),
     }
     for half in ("upper", "lower"):
-        enable_where_used(controls[half], controls[f"{half}_strength"])
+        rule_chosen, slider = (controls[half], "value"), (controls[f"{half}_strength"], "disabled")
+        widgets.dlink(rule_chosen, slider, lambda rule: rule not in PARAMETERS)
     caption = "The same nats, propagated by a rule for the upper and one for the lower layers."
     return Panel(wb, "rule_bench", compute, rule_view, controls, settings, caption)
-
-
-def enable_where_used(rule: widgets.Dropdown, strength: widgets.FloatLogSlider) -> None:
-    """Enable the slider only where the rule has a parameter."""
-
-    def follow(_change: object = None) -> None:
-        strength.disabled = rule.value not in PARAMETERS
-
-    rule.observe(follow, names="value")
-    follow()
 
 
 def upper_half(model: nn.Module, layer: str) -> list[str]:
