@@ -40,12 +40,11 @@ def allocation(wb: Workbench, **settings: object) -> Panel:
             for method in methods
         }
 
+    budget = {"value": 0.1, "min": -2.5, "max": 0, "step": 0.05}
     controls = {
         "scene": scene_slider(wb),
         "methods": method_list(MOST, ("iba", "relevance-iba", "relevance-iba-cascade")),
-        "share": control(
-            widgets.FloatLogSlider, "p, share of pixels", value=0.1, min=-2.5, max=0, step=0.05
-        ),
+        "share": control(widgets.FloatLogSlider, "p, share of pixels", **budget),
     }
     caption = "The most important pixels of several maps over the mask, and allocation curves."
     return Panel(wb, "allocation", compute, allocation_view, controls, settings, caption)
@@ -69,20 +68,10 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
         lines.append((curve, colour))
         hits = plots.hits(rgb, values[0], mask, share)
         foot = f"{precision:.0%} on the object; area {area:.2f}"
-        tiles.append(
-            Picture(
-                rgb=hits, title=method, title_colour=colour, foot=foot, outline=mask, ink="black"
-            )
-        )
+        words = {"title": method, "title_colour": colour, "foot": foot}
+        tiles.append(Picture(rgb=hits, outline=mask, ink="black", **words))
+    title = "share of the top pixels on the object"
+    axes = {"x_label": "p, share of pixels", "log_x": True, "y_range": (0, 1.02)}
+    curves = Curves(title=title, x=budgets, lines=lines, at=share, width=1.4, **axes)
     tiles += [Tile()] * (MOST - len(tiles))
-    curves = Curves(
-        x=budgets,
-        lines=lines,
-        at=share,
-        title="share of the top pixels on the object",
-        x_label="p, share of pixels",
-        log_x=True,
-        y_range=(0, 1.02),
-        width=1.4,
-    )
     return View(rows=[(255, [*tiles, curves])])

@@ -45,11 +45,10 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
         _, tail = optimise.explicit(images).parts
         return Optimisation(at, images, measured, tail, samples, sigma)
 
+    price = {"value": 10, "min": -1, "max": 3, "step": 0.125}
     controls = {
         "scene": scene_slider(wb),
-        "beta": control(
-            widgets.FloatLogSlider, "β, price of a nat", value=10, min=-1, max=3, step=0.125
-        ),
+        "beta": control(widgets.FloatLogSlider, "β, price of a nat", **price),
         "steps": control(widgets.IntSlider, "steps of Adam", value=10, min=1, max=LAST),
         "samples": control(widgets.IntSlider, "noisy copies", value=10, min=1, max=20),
         "sigma": control(widgets.FloatSlider, "σ, smoothing of λ", value=1, max=3, step=0.25),
@@ -89,21 +88,17 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
     step = min(step, len(trace.loss) - 1)
     lambda_, nats, through = result.at(step)
     rgb, bits = wb.to_rgb(result.images[0]), iba.to_bits(nats, tuple(mask.shape))[0]
+    share = lambda_[0].mean(0)
     title = f"{bits.sum():.1f} bits at step {step}"
     maps = [
         Picture(rgb=rgb, title="the picture", outline=mask, width=0.8),
         Picture(rgb=with_noise(rgb, lambda_), title="what is let through *", width=0.8),
-        map_picture(
-            lambda_[0].mean(0), title="mean λ over channels", unit="share let through", limit=1.0
-        ),
+        map_picture(share, title="mean λ over channels", unit="share let through", limit=1.0),
         map_picture(bits, title=title, unit="bits / pixel", outline=mask),
     ]
-    probabilities = Bars(
-        rows=class_rows(wb, wb.predict(result.images)[0], through),
-        colours=(PALE, COLOURS[1]),
-        limit=1.0,
-        title="p(class): open (grey), through (red)",
-    )
+    title = "p(class): open (grey), through (red)"
+    rows = class_rows(wb, wb.predict(result.images)[0], through)
+    probabilities = Bars(rows=rows, title=title, colours=(PALE, COLOURS[1]), limit=1.0)
     curve = partial(Curves, x=range(len(trace.loss)), at=step, x_label="step")
     measured = (trace.information[:, 0] / math.log(2)).tolist()
     entropy = trace.cross_entropy[:, 0].tolist()

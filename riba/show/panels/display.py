@@ -43,9 +43,8 @@ class Display:
         self.picture.add_class("riba-picture")
         self.badge = widgets.HTML()
         self.badge.add_class("riba-badge")
-        self._progress = widgets.FloatProgress(
-            max=1, style={"description_width": "initial"}, layout=widgets.Layout(width="25em")
-        )
+        self._progress = widgets.FloatProgress(max=1, style={"description_width": "initial"})
+        self._progress.layout.width = "25em"
         self._progress.add_class("riba-progress")
         self.hide_progress()
         self._note = widgets.HTML()

@@ -123,19 +123,11 @@ def explorer_view(
     tiles = [Picture(rgb=rgb, title=title, outline=result.mask, width=0.75)]
     for name, (maps, ledger) in result.maps.items():
         unit = METHODS[name].unit
+        labels = {"title": name, "foot": _total(maps[0], unit, ledger)}
+        labels["unit"] = f"{'share' if shared else unit or 'no unit'} / pixel"
         limit = common or plots.upper_limit(shown[name])
-        visible = shown[name].abs() >= threshold * limit
-        tiles.append(
-            map_picture(
-                shown[name],
-                title=name,
-                unit="share / pixel" if shared else f"{unit or 'no unit'} / pixel",
-                limit=limit,
-                over=grey,
-                opacity=opacity * visible.float(),
-                foot=_total(maps[0], unit, ledger),
-            )
-        )
+        weight = opacity * (shown[name].abs() >= threshold * limit).float()
+        tiles.append(map_picture(shown[name], limit=limit, over=grey, opacity=weight, **labels))
     tiles += [Tile()] * (1 + MOST - len(tiles))
     likeliest = zip(*result.probability.topk(3), strict=True)
     words = ", ".join(f"{wb.class_names[place]} {value:.2f}" for value, place in likeliest)

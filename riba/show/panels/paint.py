@@ -277,8 +277,7 @@ class Bars(Tile):
                 page.text(left + length + 6, top + thick / 2, number, size=size, anchor="lm")
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """What a panel shows: rows of tiles, each with its height in pixels, and lines of text."""
 
     rows: Sequence[tuple[int, Sequence[Tile]]]

@@ -96,7 +96,6 @@ class Panel:
         for setting, value in settings.items():
             set_value(self.controls, setting, value)
         self.initial = self.values
-        self.state, self.message = "stale", ""
         self._task: asyncio.Task | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         with suppress(RuntimeError):  # no kernel is running

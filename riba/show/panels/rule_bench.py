@@ -108,12 +108,8 @@ def rule_view(wb: Workbench, result: tuple[dict[str, Tensor], list[str]], scene:
     """Picture, pixel map, how many nats are left at every layer on the way down; the formulae."""
     below, notes = result
     totals = {name: [values[0].double().sum().item()] for name, values in below.items()}
-    pixels = map_picture(
-        plots.to_map(below["pixels"])[0],
-        title=f"{totals[wb.layer][0]:.1f} nats in, {totals['pixels'][0]:.1f} nats out",
-        unit="nats / pixel",
-        outline=samples.sample(wb, scene).mask,
-        width=1.25,
-    )
+    values, mask = plots.to_map(below["pixels"])[0], samples.sample(wb, scene).mask
+    title = f"{totals[wb.layer][0]:.1f} nats in, {totals['pixels'][0]:.1f} nats out"
+    pixels = map_picture(values, title=title, unit="nats / pixel", outline=mask, width=1.25)
     ledger = Bars(rows=totals, title="the ledger: nats in every layer", number="{:.1f}", width=1.25)
     return View(rows=[(300, [samples.picture(wb, scene), pixels, ledger])], notes=notes)
