@@ -18,6 +18,8 @@ from torch import Tensor
 
 from riba.storage import DATA, versions
 
+Array = Tensor | np.ndarray
+"""Pictures, maps and masks, as either library has them."""
 FIGURES = DATA.parent / "figures"
 STYLE = Path(__file__).with_name("riba.mplstyle")
 UNSIGNED, SIGNED = "inferno", "RdBu_r"
@@ -33,13 +35,13 @@ def use_style() -> None:
     plt.style.use(STYLE)
 
 
-def upper_limit(values: Tensor | np.ndarray) -> float:
+def upper_limit(values: Array) -> float:
     """The top of a map's colour scale: the 99.5 % quantile of the absolute values, above 0."""
     magnitude = np.abs(_array(values).astype(np.float64))
     return float(np.quantile(magnitude, CLIP)) or float(magnitude.max()) or 1.0
 
 
-def show_image(ax: Axes, rgb: Tensor | np.ndarray, title: str = "") -> None:
+def show_image(ax: Axes, rgb: Array, title: str = "") -> None:
     """An H×W×3 picture (0–1 or uint8) without axes."""
     ax.imshow(np.asarray(rgb))
     _bare(ax, title)
@@ -47,11 +49,10 @@ def show_image(ax: Axes, rgb: Tensor | np.ndarray, title: str = "") -> None:
 
 def show_map(
     ax: Axes,
-    values: Tensor | np.ndarray,
+    values: Array,
     title: str = "",
     *,
     unit: str = "",
-    limit: float | None = None,
     signed: bool = False,
     bar: bool = True,
 ) -> None:
@@ -61,24 +62,20 @@ def show_map(
     ----------
     unit
         What one unit of colour means, written on the colour bar: ``"bits / pixel"``.
-    limit
-        Top of the scale; by default :func:`upper_limit` of the map itself.
     bar
         Whether to draw the colour bar.
     """
-    top = upper_limit(values) if limit is None else limit
-    picture = ax.imshow(
-        _array(values), cmap=SIGNED if signed else UNSIGNED, vmin=-top * signed, vmax=top
-    )
+    top, colours = upper_limit(values), SIGNED if signed else UNSIGNED
+    picture = ax.imshow(_array(values), cmap=colours, vmin=-top * signed, vmax=top)
     if bar:
-        colours = ax.figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02, aspect=18)
-        colours.outline.set_visible(False)
-        colours.set_label(unit)
-        colours.formatter.set_powerlimits((-2, 3))
+        scale = ax.figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02, aspect=18)
+        scale.outline.set_visible(False)
+        scale.set_label(unit)
+        scale.formatter.set_powerlimits((-2, 3))
     _bare(ax, title)
 
 
-def show_outline(ax: Axes, mask: Tensor | np.ndarray, colour: str = "white") -> None:
+def show_outline(ax: Axes, mask: Array, colour: str = "white") -> None:
     """The border of an H×W bool mask as a thin line over whatever ``ax`` shows."""
     ax.contour(np.asarray(mask, dtype=float), levels=[0.5], colors=colour, linewidths=0.8)
 
@@ -95,9 +92,7 @@ def show_ledger(ax: Axes, below: Mapping[str, Tensor], unit: str = "nats") -> No
     ax.margins(x=0.12)
 
 
-def overlay(
-    rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, opacity: float = 0.7
-) -> np.ndarray:
+def overlay(rgb: Array, values: Array, opacity: float = 0.7) -> np.ndarray:
     """A map laid over a picture (H×W×3 in 0–1): colour where it is large, grey elsewhere."""
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.6 + 0.2
     strength = np.clip(np.abs(_array(values)) / upper_limit(values), 0, 1)
@@ -105,7 +100,7 @@ def overlay(
     return (1 - weight) * grey + weight * in_colour(values)
 
 
-def in_colour(values: Tensor | np.ndarray, limit: float | None = None) -> np.ndarray:
+def in_colour(values: Array, limit: float | None = None) -> np.ndarray:
     """An H×W map as H×W×3 colours in 0–1: diverging where a value is negative.
 
     ``limit`` is the top of the scale; by default :func:`upper_limit` of the map itself.
@@ -118,9 +113,8 @@ def in_colour(values: Tensor | np.ndarray, limit: float | None = None) -> np.nda
 
 
 def show_hits(
-    ax: Axes, rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, mask: Tensor | np.ndarray,
-    share: float, title: str = "",
-) -> None:  # fmt: skip
+    ax: Axes, rgb: Array, values: Array, mask: Array, share: float, title: str = ""
+) -> None:
     """The most important pixels of an H×W map over its grey picture: blue on the object, red off.
 
     Parameters
@@ -132,7 +126,7 @@ def show_hits(
     show_outline(ax, mask, "black")
 
 
-def _array(values: Tensor | np.ndarray) -> np.ndarray:
+def _array(values: Array) -> np.ndarray:
     """As NumPy has it, which knows no bfloat16."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
@@ -140,9 +134,7 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(values)
 
 
-def hits(
-    rgb: Tensor | np.ndarray, values: Tensor | np.ndarray, mask: Tensor | np.ndarray, share: float
-) -> np.ndarray:
+def hits(rgb: Array, values: Array, mask: Array, share: float) -> np.ndarray:
     """What :func:`show_hits` shows, as an H×W×3 picture (0–1)."""
     values, mask = _array(values), np.asarray(mask)
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 0.45
@@ -155,10 +147,10 @@ def hits(
     return grey
 
 
-def show_allocation(
-    ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str], mask: str = "banded"
-) -> None:
+def show_allocation(ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str]) -> None:
     """Allocation curves with their 95 % bands: precision of the most important pixels by budget.
+
+    One pixel on either side of the masks' borders is left out.
 
     Parameters
     ----------
@@ -166,12 +158,10 @@ def show_allocation(
         From :func:`riba.evaluation.summarise`: rows with metric ``allocation@p``.
     methods
         Method to its label.
-    mask
-        ``"strict"`` or ``"banded"``.
     """
     import seaborn as sns
 
-    rows = summary[summary["metric"].str.startswith("allocation@") & (summary["mask"] == mask)]
+    rows = summary[summary["metric"].str.startswith("allocation@") & (summary["mask"] == "banded")]
     rows = rows.assign(share=rows["metric"].str.removeprefix("allocation@").astype(float))
     curves = rows.melt(["method", "share"], ["low", "mean", "high"], value_name="precision")
     # of (low, mean, high) the median is the mean, and the band from end to end is the interval
@@ -192,7 +182,7 @@ def show_allocation(
 
 
 def comparison(
-    pictures: Sequence[Tensor | np.ndarray],
+    pictures: Sequence[Array],
     maps: Mapping[str, Tensor],
     *,
     masks: Tensor | None = None,

@@ -5,22 +5,11 @@ they work: :mod:`riba.show.panels.panel`. A panel leaves a still picture behind 
 a kernel.
 """
 
-from riba.show.panels.allocation import allocation
-from riba.show.panels.bottleneck import bottleneck
-from riba.show.panels.descent import descent
-from riba.show.panels.explorer import explorer
-from riba.show.panels.panel import Panel
-from riba.show.panels.randomise import randomise
-from riba.show.panels.resolution import resolution
-from riba.show.panels.rule_bench import rule_bench
-
-__all__ = [
-    "Panel",
-    "allocation",
-    "bottleneck",
-    "descent",
-    "explorer",
-    "randomise",
-    "resolution",
-    "rule_bench",
-]
+from riba.show.panels.allocation import allocation as allocation
+from riba.show.panels.bottleneck import bottleneck as bottleneck
+from riba.show.panels.descent import descent as descent
+from riba.show.panels.explorer import explorer as explorer
+from riba.show.panels.panel import Panel as Panel
+from riba.show.panels.randomise import randomise as randomise
+from riba.show.panels.resolution import resolution as resolution
+from riba.show.panels.rule_bench import rule_bench as rule_bench

@@ -13,7 +13,7 @@ from riba.compare.methods import METHODS
 from riba.show import plots
 from riba.show.panels import samples
 from riba.show.panels.controls import check_count, control, method_list, scene_slider
-from riba.show.panels.paint import COLOURS, PALE, Curves, Empty, Line, Picture, View
+from riba.show.panels.paint import COLOURS, PALE, Curves, Picture, Tile, View
 from riba.show.panels.panel import Panel
 from riba.testbed import datasets
 from riba.workbench import Workbench
@@ -40,16 +40,14 @@ def allocation(wb: Workbench, **settings: object) -> Panel:
             for method in methods
         }
 
+    budget = {"value": 0.1, "min": -2.5, "max": 0, "step": 0.05}
     controls = {
         "scene": scene_slider(wb),
         "methods": method_list(MOST, ("iba", "relevance-iba", "relevance-iba-cascade")),
-        "share": control(
-            widgets.FloatLogSlider, "p, share of pixels", value=0.1, min=-2.5, max=0, step=0.05
-        ),
+        "share": control(widgets.FloatLogSlider, "p, share of pixels", **budget),
     }
     caption = "The most important pixels of several maps over the mask, and allocation curves."
-    draw = partial(allocation_view, wb)
-    return Panel(wb, "allocation", compute, draw, controls, settings, caption)
+    return Panel(wb, "allocation", compute, allocation_view, controls, settings, caption)
 
 
 def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: float) -> View:
@@ -58,34 +56,22 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
     The pale curves are the best that a mask of this size allows, and chance.
     """
     sample = samples.sample(wb, scene)
-    rgb, masks = wb.to_rgb(sample.image), sample.mask[None]
+    rgb, mask, masks = wb.to_rgb(sample.image), sample.mask, sample.mask[None]
     budgets = torch.logspace(-2.5, 0, 40).tolist()
     chance = masks.double().mean().item()
     best = [min(1, chance / p) for p in budgets]
-    lines = [Line(budgets, best, PALE), Line(budgets, [chance] * 40, PALE)]
+    lines = [(best, PALE), ([chance] * len(budgets), PALE)]
     tiles = []
     for (method, values), colour in zip(maps.items(), COLOURS, strict=False):
         *curve, precision = metrics.allocation_curve(values, masks, [*budgets, share])[0].tolist()
         area = metrics.allocation_area(values, masks).item()
-        lines.append(Line(budgets, curve, colour))
-        tiles.append(
-            Picture(
-                rgb=plots.hits(rgb, values[0], sample.mask, share),
-                title=method,
-                title_colour=colour,
-                foot=f"{precision:.0%} on the object; area {area:.2f}",
-                outline=sample.mask,
-                ink="black",
-            )
-        )
-    tiles += [Empty()] * (MOST - len(tiles))
-    curves = Curves(
-        lines=lines,
-        at=share,
-        title="share of the top pixels on the object",
-        x_label="p, share of pixels",
-        log_x=True,
-        y_range=(0, 1.02),
-        width=1.4,
-    )
+        lines.append((curve, colour))
+        hits = plots.hits(rgb, values[0], mask, share)
+        foot = f"{precision:.0%} on the object; area {area:.2f}"
+        words = {"title": method, "title_colour": colour, "foot": foot}
+        tiles.append(Picture(rgb=hits, outline=mask, ink="black", **words))
+    title = "share of the top pixels on the object"
+    axes = {"x_label": "p, share of pixels", "log_x": True, "y_range": (0, 1.02)}
+    curves = Curves(title=title, x=budgets, lines=lines, at=share, width=1.4, **axes)
+    tiles += [Tile()] * (MOST - len(tiles))
     return View(rows=[(255, [*tiles, curves])])

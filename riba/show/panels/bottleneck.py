@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import torch
@@ -14,7 +14,7 @@ from riba.method import bottleneck as iba
 from riba.method.bottleneck import Information, InformationBottleneck
 from riba.method.explicit import Part
 from riba.show.panels.controls import control, layer_list, scene_slider
-from riba.show.panels.paint import COLOURS, PALE, Bars, Curves, Line, Picture, View, map_picture
+from riba.show.panels.paint import COLOURS, PALE, Bars, Curves, Picture, View, map_picture
 from riba.show.panels.panel import Panel
 from riba.show.panels.samples import at_layer, network_input, private_copy, sample
 from riba.workbench import Workbench
@@ -45,11 +45,10 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
         _, tail = optimise.explicit(images).parts
         return Optimisation(at, images, measured, tail, samples, sigma)
 
+    price = {"value": 10, "min": -1, "max": 3, "step": 0.125}
     controls = {
         "scene": scene_slider(wb),
-        "beta": control(
-            widgets.FloatLogSlider, "β, price of a nat", value=10, min=-1, max=3, step=0.125
-        ),
+        "beta": control(widgets.FloatLogSlider, "β, price of a nat", **price),
         "steps": control(widgets.IntSlider, "steps of Adam", value=10, min=1, max=LAST),
         "samples": control(widgets.IntSlider, "noisy copies", value=10, min=1, max=20),
         "sigma": control(widgets.FloatSlider, "σ, smoothing of λ", value=1, max=3, step=0.25),
@@ -57,12 +56,10 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
         "step": control(widgets.IntSlider, "show step", value=LAST, max=LAST),
     }
     caption = "Information bottleneck on one test scene: what passes at one step."
-    draw = partial(bottleneck_view, wb)
-    return Panel(wb, "bottleneck", compute, draw, controls, settings, caption)
+    return Panel(wb, "bottleneck", compute, bottleneck_view, controls, settings, caption)
 
 
-@dataclass(frozen=True)
-class Optimisation:
+class Optimisation(NamedTuple):
     """One optimisation with all its steps."""
 
     wb: Workbench
@@ -91,36 +88,29 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
     step = min(step, len(trace.loss) - 1)
     lambda_, nats, through = result.at(step)
     rgb, bits = wb.to_rgb(result.images[0]), iba.to_bits(nats, tuple(mask.shape))[0]
+    share = lambda_[0].mean(0)
     title = f"{bits.sum():.1f} bits at step {step}"
     maps = [
         Picture(rgb=rgb, title="the picture", outline=mask, width=0.8),
         Picture(rgb=with_noise(rgb, lambda_), title="what is let through *", width=0.8),
-        map_picture(
-            lambda_[0].mean(0), title="mean λ over channels", unit="share let through", limit=1.0
-        ),
+        map_picture(share, title="mean λ over channels", unit="share let through", limit=1.0),
         map_picture(bits, title=title, unit="bits / pixel", outline=mask),
     ]
-    probabilities = Bars(
-        rows=class_rows(wb, wb.predict(result.images)[0], through),
-        colours=(PALE, COLOURS[1]),
-        limit=1.0,
-        title="p(class): open (grey), through (red)",
-    )
+    title = "p(class): open (grey), through (red)"
+    rows = class_rows(wb, wb.predict(result.images)[0], through)
+    probabilities = Bars(rows=rows, title=title, colours=(PALE, COLOURS[1]), limit=1.0)
+    curve = partial(Curves, x=range(len(trace.loss)), at=step, x_label="step")
+    measured = (trace.information[:, 0] / math.log(2)).tolist()
+    entropy = trace.cross_entropy[:, 0].tolist()
+    heights = 0.0, max(*entropy, 1e-6) * 1.05
     plots = [
-        curve(trace.information[:, 0] / math.log(2), "bits in the layer", step, log=True),
-        curve(trace.cross_entropy[:, 0], "cross-entropy (nats)", step),
+        curve(title="bits in the layer", lines=[(measured, COLOURS[0])], log_y=True),
+        curve(title="cross-entropy (nats)", lines=[(entropy, COLOURS[0])], y_range=heights),
         probabilities,
     ]
     settled = "Settled." if result.information.settled[0] else "Not settled: take more steps."
     words = "* An illustration: noise over the pixels, where even the most open channel is shut."
     return View(rows=[(205, maps), (170, plots)], notes=[f"{settled}   {words}"])
-
-
-def curve(values: Tensor, title: str, step: int, log: bool = False) -> Curves:
-    """One quantity at every step; a line marks the step that is shown."""
-    line = Line(range(len(values)), values.tolist(), COLOURS[0])
-    y_range = None if log else (0.0, max(values.max().item(), 1e-6) * 1.05)
-    return Curves(lines=[line], at=step, title=title, x_label="step", log_y=log, y_range=y_range)
 
 
 def class_rows(wb: Workbench, opened: Tensor, through: Tensor) -> dict[str, tuple[float, float]]:

@@ -17,12 +17,8 @@ METHODS_OFFERED = [name for name in METHODS if name != "oracle"]
 
 def control(kind: type, label: str, **traits: object) -> widgets.ValueWidget:
     """A widget of this kind, with the label and width that all have; it answers on release."""
-    widget = kind(
-        description=label,
-        style={"description_width": "10.5em"},
-        layout=widgets.Layout(width="410px"),
-        **traits,
-    )
+    widget = kind(description=label, style={"description_width": "10.5em"}, **traits)
+    widget.layout.width = "410px"
     if widget.has_trait("continuous_update"):
         widget.continuous_update = False
     return widget

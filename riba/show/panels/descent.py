@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import ipywidgets as widgets
 from torch import Tensor
@@ -48,29 +48,22 @@ def descent(wb: Workbench, **settings: object) -> Panel:
 
     side = wb.test[0].image.shape[-1]
     position = {"value": side // 2, "max": side - 1}
+    passed = set(network.names_through(wb.model, wb.layer)).intersection(relevance.stages(wb.model))
     sources, rule_names = [*relevance.SOURCES, *DEPTHS], list(rules.COMPOSITES)
     controls = {
         "scene": scene_slider(wb),
         "source": control(widgets.Dropdown, "what starts", options=sources, value="capacity"),
         "layer": layer_list(wb),
         "rule": control(widgets.Dropdown, "rule", options=rule_names, value="z+"),
-        "stairs": control(widgets.IntSlider, "layers down", max=len(lower_stages(wb))),
+        "stairs": control(widgets.IntSlider, "layers down", max=len(passed)),
         "row": control(widgets.IntSlider, "position, down", **position),
         "column": control(widgets.IntSlider, "position, across", **position),
     }
     caption = "Relevance-IBA on its way down: bits at the layer, relevance between, at the pixels."
-    draw = partial(descent_view, wb)
-    return Panel(wb, "descent", compute, draw, controls, settings, caption)
+    return Panel(wb, "descent", compute, descent_view, controls, settings, caption)
 
 
-def lower_stages(wb: Workbench) -> list[str]:
-    """Layers that a descent from the workbench's own layer passes, that layer included."""
-    passed = network.names_through(wb.model, wb.layer)
-    return [name for name in relevance.stages(wb.model) if name in passed]
-
-
-@dataclass(frozen=True)
-class Descent:
+class Descent(NamedTuple):
     """One descent: what was measured, the relevance at every layer, and the ledger."""
 
     information: Information

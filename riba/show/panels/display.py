@@ -43,9 +43,8 @@ class Display:
         self.picture.add_class("riba-picture")
         self.badge = widgets.HTML()
         self.badge.add_class("riba-badge")
-        self._progress = widgets.FloatProgress(
-            max=1, style={"description_width": "initial"}, layout=widgets.Layout(width="25em")
-        )
+        self._progress = widgets.FloatProgress(max=1, style={"description_width": "initial"})
+        self._progress.layout.width = "25em"
         self._progress.add_class("riba-progress")
         self.hide_progress()
         self._note = widgets.HTML()
@@ -53,11 +52,9 @@ class Display:
         self._clipboard = widgets.Output()
         self._buttons = widgets.Box(layout=_wide(flex_flow="row wrap"))
         boxes = [widgets.VBox(column) for column in columns]
-        self._above = widgets.VBox()
         self.widget = widgets.VBox(
             [
                 widgets.HTML(STYLE),
-                self._above,
                 widgets.Box(boxes, layout=_wide(flex_flow="row wrap")),
                 self._buttons,
                 widgets.HBox([self.badge, self._progress]),
@@ -72,7 +69,7 @@ class Display:
 
     def add_above(self, widget: widgets.Widget) -> None:
         """Show ``widget`` above the controls."""
-        self._above.children = (*self._above.children, widget)
+        self.widget.children = (widget, *self.widget.children)
 
     def add_button(self, label: str, act: Callable[[], None], tooltip: str) -> None:
         """Show a button that calls ``act``; the last one added starts and cancels the work."""
@@ -87,10 +84,9 @@ class Display:
         words = escape(f"{text}: {message}" if message else text)
         self.badge.value = f'<span style="color:{colour}">●</span> {words}'
         self._note.value = ""
-        if self._buttons.children:
-            go = self._buttons.children[-1]
-            go.description = "Cancel" if state == "computing" else "Compute"
-            go.disabled = state == "current"
+        go = self._buttons.children[-1]
+        go.description = "Cancel" if state == "computing" else "Compute"
+        go.disabled = state == "current"
         if state == "current":
             self.picture.remove_class("riba-faded")
         else:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
-from PIL import Image
+from matplotlib.image import imsave
 from torch import Tensor
 
 from riba import storage
@@ -20,7 +19,7 @@ from riba.compare.methods import METHODS
 from riba.method.relevance import Ledger
 from riba.show import plots
 from riba.show.panels.controls import check_count, control, method_list, scene_slider
-from riba.show.panels.paint import Empty, Picture, View, map_picture
+from riba.show.panels.paint import Picture, Tile, View, map_picture
 from riba.show.panels.panel import Panel
 from riba.show.panels.samples import private_copy
 from riba.testbed import datasets
@@ -46,9 +45,8 @@ def explorer(wb: Workbench, **settings: object) -> Panel:
         check_count(methods, MOST)
         image, mask = read_picture(wb, scene, two, photo)
         probability = wb.predict(image[None])[0]
-        target = probability.argmax().item()
-        if label != PREDICTED:
-            target = wb.class_names.index(label)
+        likeliest = probability.argmax().item()
+        target = likeliest if label == PREDICTED else wb.class_names.index(label)
         classes = torch.tensor([target])
         maps = {name: METHODS[name].explain(wb, image[None], classes) for name in methods}
         return Explanation(image, mask, target, probability, maps)
@@ -68,14 +66,13 @@ def explorer(wb: Workbench, **settings: object) -> Panel:
     }
     if not isinstance(wb.test, datasets.Scenes):
         del controls["two"]  # the number of objects in a photo is fixed
-    caption, draw = "Several methods on one picture.", partial(explorer_view, wb)
-    panel = Panel(wb, "explorer", compute, draw, controls, settings, caption)
+    caption = "Several methods on one picture."
+    panel = Panel(wb, "explorer", compute, explorer_view, controls, settings, caption)
     panel.display.add_above(picture_chooser(wb, panel))
     return panel
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """One picture, and the maps of several methods for one class.
 
     Attributes
@@ -126,20 +123,12 @@ def explorer_view(
     tiles = [Picture(rgb=rgb, title=title, outline=result.mask, width=0.75)]
     for name, (maps, ledger) in result.maps.items():
         unit = METHODS[name].unit
+        labels = {"title": name, "foot": _total(maps[0], unit, ledger)}
+        labels["unit"] = f"{'share' if shared else unit or 'no unit'} / pixel"
         limit = common or plots.upper_limit(shown[name])
-        visible = shown[name].abs() >= threshold * limit
-        tiles.append(
-            map_picture(
-                shown[name],
-                title=name,
-                unit="share / pixel" if shared else f"{unit or 'no unit'} / pixel",
-                limit=limit,
-                over=grey,
-                opacity=opacity * visible.float(),
-                foot=_total(maps[0], unit, ledger),
-            )
-        )
-    tiles += [Empty()] * (1 + MOST - len(tiles))
+        weight = opacity * (shown[name].abs() >= threshold * limit).float()
+        tiles.append(map_picture(shown[name], limit=limit, over=grey, opacity=weight, **labels))
+    tiles += [Tile()] * (1 + MOST - len(tiles))
     likeliest = zip(*result.probability.topk(3), strict=True)
     words = ", ".join(f"{wb.class_names[place]} {value:.2f}" for value, place in likeliest)
     return View(rows=[(164, tiles)], notes=[f"Predicted: {words}.  {scale}"])
@@ -161,9 +150,9 @@ def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
     two = panel.controls.get("two", widgets.Checkbox())
     generator = np.random.default_rng(0)
     shown = list(range(min(THUMBNAILS, scene.max + 1)))
-    width = f"{THUMBNAIL}px"
-    faces = [widgets.Image(format="png", layout=widgets.Layout(width=width)) for _ in shown]
-    names = [widgets.Button(layout=widgets.Layout(width=width)) for _ in shown]
+    layout = widgets.Layout(width=f"{THUMBNAIL}px")
+    faces = [widgets.Image(layout=layout) for _ in shown]
+    names = [widgets.Button(layout=layout) for _ in shown]
 
     def fill(_event: object = None) -> None:
         for face, name, index in zip(faces, names, shown, strict=True):
@@ -204,14 +193,13 @@ def picture_chooser(wb: Workbench, panel: Panel) -> widgets.Widget:
 
 
 def thumbnail(wb: Workbench, samples: Sequence[datasets.Sample], index: int) -> bytes:
-    """PNG of a sample, small; grey for one that cannot be read: the panel says why when chosen."""
+    """PNG of a sample; grey for one that cannot be read: the panel says why when chosen."""
     try:
-        rgb = (wb.to_rgb(samples[index].image).numpy() * 255).round().astype(np.uint8)
+        rgb = wb.to_rgb(samples[index].image).numpy()
     except (OSError, ValueError):
-        rgb = np.full((THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+        rgb = np.full((THUMBNAIL, THUMBNAIL, 3), 0.5)
     buffer = io.BytesIO()
-    small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    small.save(buffer, "png")
+    imsave(buffer, rgb)
     return buffer.getvalue()
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import get_data_path
-from matplotlib.colors import to_rgb
-from matplotlib.ticker import MaxNLocator
+from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from riba.show import plots
@@ -56,13 +56,32 @@ class Scale(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Tile:
+    """A part of a row. This one is empty; the others say how they are painted.
+
+    Attributes
+    ----------
+    title
+        A line above.
+    width
+        Relative width of the tile in its row.
+    """
+
+    title: str = ""
+    width: float = 1.0
+
+    def paint(self, page: Page, box: Box) -> None:
+        """Paint the tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(Tile):
     """An H×W×3 picture (0–1).
 
     Attributes
     ----------
-    title, foot
-        A line above and one below.
+    foot
+        A line below.
     title_colour
         Of the line above.
     outline, ink
@@ -71,24 +90,29 @@ class Picture:
         Row and column of a cross, as shares (0–1) of height and width.
     scale
         Colour scale, drawn as a bar to the right where it has a unit.
-    width
-        Relative width of the tile in its row.
     """
 
     rgb: Array
-    title: str = ""
     foot: str = ""
     title_colour: str = INK
     outline: Array | None = None
     ink: str = "white"
     mark: tuple[float, float] | None = None
     scale: Scale | None = None
-    width: float = 1.0
 
     def paint(self, page: Page, box: Box) -> None:
-        """Paint the tile."""
+        """Paint the pixels, as large as the box allows, and what lies on and around them."""
         bar = self.scale is not None and self.scale.unit != ""
-        place = page.picture(box, self, room=74 if bar else 0)
+        rgb = (np.asarray(self.rgb).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        rows, columns = rgb.shape[:2]
+        enlarge = min(box.height / rows, (box.width - 74 * bar) / columns)
+        place = box._replace(width=round(enlarge * columns), height=round(enlarge * rows))
+        size = round(place.width * page.scale), round(place.height * page.scale)
+        large = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST))
+        if self.outline is not None:
+            border = _border(np.asarray(self.outline), size, round(1.4 * page.scale))
+            large[border] = np.array(to_rgb(self.ink)) * 255
+        page.paste(Image.fromarray(large), box.x, box.y)
         if self.mark is not None:
             row, column = self.mark
             page.cross(place.x + column * place.width, place.y + row * place.height)
@@ -139,55 +163,82 @@ def map_picture(
     return Picture(rgb=rgb, ink=ink, scale=Scale(top, signed, unit), **labels)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of :class:`Curves`: its points and its colour."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    colour: str
-
-
 @dataclass(frozen=True, kw_only=True)
-class Curves:
-    """Lines over a common axis.
+class Curves(Tile):
+    """Lines over a common axis; its title says what the vertical axis shows, with units.
 
     Attributes
     ----------
-    title, x_label
-        What the vertical and the horizontal axis show, with units.
+    x
+        Where the points of every line stand.
+    lines
+        The heights of the points of each line, and its colour; pale ones are thin.
+    at
+        Where a vertical line stands.
+    x_label
+        What the horizontal axis shows, with units.
     log_x, log_y
         Whether an axis is logarithmic.
     y_range
         Of the vertical axis; by default that of the lines.
-    at
-        Where a vertical line stands.
     """
 
-    lines: Sequence[Line]
+    x: Sequence[float]
+    lines: Sequence[tuple[Sequence[float], str]]
     at: float
-    title: str
     x_label: str
     log_x: bool = False
     log_y: bool = False
     y_range: tuple[float, float] | None = None
-    width: float = 1.0
 
     def paint(self, page: Page, box: Box) -> None:
-        """Paint the tile."""
-        page.text(box.x + box.width / 2, box.y - 5, self.title, anchor="md")
+        """Paint the lines, three times as large and then reduced, and the axes with their ticks."""
         frame = Box(box.x + 52, box.y, box.width - 60, box.height - 22)
-        across = Axis(np.concatenate([line.x for line in self.lines]), self.log_x)
-        heights = self.y_range or np.concatenate([line.y for line in self.lines])
-        upward = Axis(heights, self.log_y)
-        page.curves(frame, across, upward, self.lines)
-        marker = frame.x + across.share(self.at) * frame.width
+        across = axis(self.x, self.log_x)
+        upward = axis(self.y_range or [y for line, _ in self.lines for y in line], self.log_y)
+        size = [round(side * page.scale) * ENLARGED for side in (frame.width, frame.height)]
+        large = Image.new("RGB", size, "white")
+        for heights, colour in self.lines:
+            up = upward(np.clip(heights, upward.vmin, upward.vmax))
+            points = np.stack([across(self.x) * size[0], (1 - up) * size[1]], axis=1)
+            thick = round((1.1 if colour == PALE else 2.2) * page.scale * ENLARGED)
+            ImageDraw.Draw(large).line(points.ravel().tolist(), colour, thick, joint="curve")
+        page.paste(large.reduce(ENLARGED), frame.x, frame.y)
+        bottom, middle = frame.y + frame.height, frame.x + frame.width / 2
+        marker = frame.x + across(self.at) * frame.width
         page.rectangle(marker, frame.y, 1, frame.height, PALE)
-        page.axes(frame, across, upward, self.x_label)
+        page.rectangle(frame.x, frame.y, 1, frame.height, INK)
+        page.rectangle(frame.x, bottom, frame.width, 1, INK)
+        for value in ticks(across):
+            x = frame.x + across(value) * frame.width
+            page.rectangle(x, bottom, 1, 4, INK)
+            page.text(x, bottom + 6, f"{value:.6g}", size=12, anchor="ma")
+        for value in ticks(upward):
+            y = bottom - upward(value) * frame.height
+            page.rectangle(frame.x - 4, y, 4, 1, INK)
+            page.text(frame.x - 7, y, f"{value:.6g}", size=12, anchor="rm")
+        page.text(middle, bottom + 21, self.x_label, size=13, anchor="ma")
+        page.text(box.x + box.width / 2, box.y - 5, self.title, anchor="md")
+
+
+def axis(values: Sequence[float], log: bool) -> Normalize:
+    """From values to shares (0–1) of an axis from the lowest to the highest of ``values``."""
+    if log:
+        return LogNorm(max(min(values), 1e-12), max(*values, 1e-12))
+    return Normalize(min(values), max(values))
+
+
+def ticks(axis: Normalize) -> list[float]:
+    """Round values along an axis, within it."""
+    low, high = axis.vmin, axis.vmax
+    locator = MaxNLocator(5)
+    if isinstance(axis, LogNorm):
+        locator = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
+    return [value for value in locator.tick_values(low, high) if 0 <= axis(value).round(6) <= 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bars:
+class Bars(Tile):
     """Horizontal bars, one row a label, each with its number.
 
     Attributes
@@ -203,11 +254,9 @@ class Bars:
     """
 
     rows: dict[str, Sequence[float]]
-    title: str = ""
     colours: Sequence[str] = COLOURS
     limit: float | None = None
     number: str = "{:.2f}"
-    width: float = 1.0
 
     def paint(self, page: Page, box: Box) -> None:
         """Paint the tile."""
@@ -228,21 +277,7 @@ class Bars:
                 page.text(left + length + 6, top + thick / 2, number, size=size, anchor="lm")
 
 
-@dataclass(frozen=True)
-class Empty:
-    """Space that is left free."""
-
-    width: float = 1.0
-
-    def paint(self, page: Page, box: Box) -> None:
-        """Paint nothing."""
-
-
-Tile = Picture | Curves | Bars | Empty
-
-
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """What a panel shows: rows of tiles, each with its height in pixels, and lines of text."""
 
     rows: Sequence[tuple[int, Sequence[Tile]]]
@@ -297,25 +332,6 @@ class Page:
         """An image at its own size, by its upper left corner."""
         self.image.paste(image, (round(x * self.scale), round(y * self.scale)))
 
-    def picture(self, box: Box, tile: Picture, room: int) -> Box:
-        """The pixels and outline of a tile, as large as the box allows; returns where.
-
-        ``room`` pixels are left free to the right.
-        """
-        rgb = np.asarray(tile.rgb)
-        if rgb.dtype != np.uint8:
-            rgb = (rgb.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-        rows, columns = rgb.shape[:2]
-        enlarge = min(box.height / rows, (box.width - room) / columns)
-        place = Box(box.x, box.y, round(enlarge * columns), round(enlarge * rows))
-        size = round(place.width * self.scale), round(place.height * self.scale)
-        large = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST))
-        if tile.outline is not None:
-            border = _border(np.asarray(tile.outline), size, round(1.4 * self.scale))
-            large[border] = np.array(to_rgb(tile.ink)) * 255
-        self.paste(Image.fromarray(large), box.x, box.y)
-        return place
-
     def cross(self, x: float, y: float) -> None:
         """A cross that can be seen on any ground."""
         for colour, thick in (("white", 5), ("#228833", 2)):
@@ -325,78 +341,21 @@ class Page:
     def colour_bar(self, beside: Box, scale: Scale) -> None:
         """A colour scale to the right of a map, as high as the map."""
         x, y, height = beside.x + beside.width + 6, beside.y, beside.height
-        values = np.linspace(1, -1 if scale.signed else 0, 256)[:, None]
-        shades = Image.fromarray((plots.in_colour(values, limit=1) * 255).astype(np.uint8))
+        low = -1 if scale.signed else 0
+        colours = plots.in_colour(np.linspace(1, low, 256)[:, None], limit=1)
+        shades = Image.fromarray((colours * 255).astype(np.uint8))
         size = round(9 * self.scale), round(height * self.scale)
         self.paste(shades.resize(size), x, y)
         power = 0 if 1e-2 <= scale.top < 1e4 else math.floor(math.log10(scale.top))
-        for share in (0.0, 0.5, 1.0):
-            value = scale.top * (2 * share - 1 if scale.signed else share) / 10**power
-            number = f"{value:.3g}".replace("-", "−")
-            self.text(x + 13, y + (1 - share) * (height - 12) + 6, number, size=12, anchor="lm")
-        unit = scale.unit
-        if power:
-            unit = f"{unit}, in 10{str(power).translate(SUPERSCRIPTS)}"
+        for place, share in enumerate((1, (1 + low) / 2, low)):
+            number = f"{scale.top * share / 10**power:.3g}".replace("-", "−")
+            self.text(x + 13, y + place * (height - 12) / 2 + 6, number, size=12, anchor="lm")
+        exponent = str(power).translate(SUPERSCRIPTS)
+        unit = f"{scale.unit}, in 10{exponent}" if power else scale.unit
         words = Image.new("RGB", (size[1], round(18 * self.scale)), "white")
         middle = words.width / 2, words.height / 2
         ImageDraw.Draw(words).text(middle, unit, INK, _font(13 * self.scale), anchor="mm")
         self.paste(words.rotate(90, expand=True), x + 50, y)
-
-    def axes(self, box: Box, across: Axis, upward: Axis, x_label: str) -> None:
-        """Axes with their ticks."""
-        bottom = box.y + box.height
-        self.rectangle(box.x, box.y, 1, box.height, INK)
-        self.rectangle(box.x, bottom, box.width, 1, INK)
-        for label, share in across.ticks():
-            x = box.x + share * box.width
-            self.rectangle(x, bottom, 1, 4, INK)
-            self.text(x, bottom + 6, label, size=12, anchor="ma")
-        for label, share in upward.ticks():
-            y = bottom - share * box.height
-            self.rectangle(box.x - 4, y, 4, 1, INK)
-            self.text(box.x - 7, y, label, size=12, anchor="rm")
-        self.text(box.x + box.width / 2, bottom + 21, x_label, size=13, anchor="ma")
-
-    def curves(self, box: Box, across: Axis, upward: Axis, lines: Sequence[Line]) -> None:
-        """Lines, painted large and reduced; pale ones are thin."""
-        enlarged = self.scale * ENLARGED
-        size = round(box.width * self.scale) * ENLARGED, round(box.height * self.scale) * ENLARGED
-        large = Image.new("RGB", size, "white")
-        for line in lines:
-            x, y = across.share(line.x) * size[0], (1 - upward.share(line.y)) * size[1]
-            points = np.stack([x, y], axis=1).ravel().tolist()
-            thick = round((1.1 if line.colour == PALE else 2.2) * enlarged)
-            ImageDraw.Draw(large).line(points, line.colour, thick, joint="curve")
-        self.paste(large.reduce(ENLARGED), box.x, box.y)
-
-
-class Axis:
-    """From values to shares (0–1) of an axis from the lowest to the highest of ``values``."""
-
-    def __init__(self, values: Sequence[float], log: bool) -> None:
-        self.log = log
-        places = self._place(values)
-        self.low, self.high = places.min(), places.max()
-        if self.high - self.low < 1e-9:
-            self.high = self.low + 1
-
-    def _place(self, values: Sequence[float] | float) -> Array:
-        values = np.asarray(values, dtype=float)
-        return np.log10(values.clip(min=1e-12)) if self.log else values
-
-    def share(self, values: Sequence[float] | float) -> Array:
-        """Where values lie; it may be outside of 0–1."""
-        return (self._place(values) - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[tuple[str, float]]:
-        """Labels and their shares."""
-        values = MaxNLocator(5).tick_values(self.low, self.high)
-        if self.log:
-            steps = (1,) if self.high - self.low > 2 else (1, 2, 5)
-            decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-            values = [step * 10.0**decade for decade in decades for step in steps]
-        ticks = [(f"{value:.6g}", float(self.share(value))) for value in values]
-        return [(label, share) for label, share in ticks if -1e-6 <= share <= 1 + 1e-6]
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont:

@@ -55,7 +55,7 @@ class Panel:
         Controls' values by name, those that it has parameters for, to any result: the expensive
         part. Called once per setting, off the kernel's main thread.
     draw
-        The result, and the values that it has parameters for, to a view: quick.
+        The workbench, the result, and the values that it has parameters for, to a view: quick.
     controls
         Widgets with a ``value``, by the parameter they set, in the order of their display. Those
         that ``compute`` does not take stand in a second column: they only change the view.
@@ -71,8 +71,6 @@ class Panel:
         controls only in the first.
     message
         What went wrong, in words, where the state is ``"failed"``.
-    drawn, computed
-        How many times a picture was drawn, and how many times a result was computed.
     display
         The widgets, as a :class:`~riba.show.panels.display.Display`.
 
@@ -93,12 +91,11 @@ class Panel:
         caption: str,
     ) -> None:
         self.name, self.caption, self.controls = name, caption, dict(controls)
-        self._compute, self._draw, self._memory = compute, draw, wb.memory
+        self._wb, self._compute, self._draw = wb, compute, draw
         self._defaults = self.values
         for setting, value in settings.items():
             set_value(self.controls, setting, value)
         self.initial = self.values
-        self.state, self.message, self.drawn, self.computed = "stale", "", 0, 0
         self._task: asyncio.Task | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         with suppress(RuntimeError):  # no kernel is running
@@ -107,10 +104,11 @@ class Panel:
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         self.display = Display(self._columns())
-        self.display.add_button("Reset", self.reset, "Back to the first settings")
-        self.display.add_button("Copy as code", self._on_code, "The line that makes this view")
-        self.display.add_button("Save figure", self._on_save, "To figures/, with its code")
-        self.display.add_button("Cancel", self._on_go, "Stop computing; or compute after a stop")
+        add = self.display.add_button
+        add("Reset", self.reset, "Back to the first settings")
+        add("Copy as code", lambda: self.display.show_code(self.code), "Code that makes this view")
+        add("Save figure", lambda: self._on_main_thread(self.save), "To figures/, with its code")
+        add("Cancel", self._on_go, "Stop computing; or compute after a stop")
         self._compute_now()
 
     @property
@@ -156,15 +154,14 @@ class Panel:
 
     def save(self) -> None:
         """Write the picture to ``figures/``, larger, with its settings as JSON."""
-        if self.state != "current":
-            self.display.note("not saved: wait until the picture shows these settings")
-            return
-        try:
-            path = saving.save(self.name, self._view, self.caption, self.code, self.values)
-        except OSError as error:
-            self.display.note(f"not saved: {error}")
-        else:
-            self.display.note(f"saved {path}, with its settings as .json")
+        words = "not saved: wait until the picture shows these settings"
+        if self.state == "current":
+            try:
+                path = saving.save(self.name, self._view, self.caption, self.code, self.values)
+                words = f"saved {path}, with its settings as .json"
+            except OSError as error:
+                words = f"not saved: {error}"
+        self.display.note(words)
 
     # --- the work --------------------------------------------------------------------------------
 
@@ -178,9 +175,8 @@ class Panel:
     def _start(self) -> None:
         if self._loop is None:
             self._compute_now()
-            return
-        self._show("stale")
-        if not self._running():
+        elif not self._running():
+            self._show("stale")
             self._task = self._loop.create_task(self._catch_up())
 
     def _compute_now(self) -> None:
@@ -194,13 +190,16 @@ class Panel:
     async def _catch_up(self) -> None:
         """Compute and draw until the picture shows what the controls say."""
         while True:
-            values = await self._settled_values()
+            values = self.values
+            await asyncio.sleep(PATIENCE)
+            if self.values != values:
+                continue
             self._show("computing")
             self._stop.clear()
             try:
                 if self._cancelled or self.values != values:
                     raise progress.Cancelled
-                if self._memory.get(self._result_key(values)) is None:
+                if self._wb.memory.get(self._result_key(values)) is None:
                     await self._loop.run_in_executor(_worker, self._compute_watched, values)
                 if self.values == values:
                     self._present(values)
@@ -216,14 +215,6 @@ class Panel:
             finally:
                 self.display.hide_progress()
 
-    async def _settled_values(self) -> dict[str, object]:
-        """The controls' values, once they have been left alone for a moment."""
-        while True:
-            values = self.values
-            await asyncio.sleep(PATIENCE)
-            if self.values == values:
-                return values
-
     def _compute_watched(self, values: dict[str, object]) -> None:
         """Compute on the background thread, reporting progress, until it is to stop."""
         next_update = time.monotonic() + PROGRESS_AFTER
@@ -236,8 +227,7 @@ class Panel:
                 next_update = time.monotonic() + PROGRESS_EVERY
                 self._on_main_thread(partial(self._show_progress, label, done, total))
 
-        if self._stop.is_set():  # while it waited for another panel
-            raise progress.Cancelled
+        report("waiting", 0, None)  # it may have been stopped while another panel worked
         with progress.watched(report):
             self._result(values)
 
@@ -245,24 +235,19 @@ class Panel:
         return self.name, "result", *_accepted(self._compute, values).values()
 
     def _result(self, values: dict[str, object]) -> object:
-        def compute() -> object:
-            self.computed += 1
-            return self._compute(**_accepted(self._compute, values))
-
-        return self._memory.once(self._result_key(values), compute)
+        compute = partial(self._compute, **_accepted(self._compute, values))
+        return self._wb.memory.once(self._result_key(values), compute)
 
     def _present(self, values: dict[str, object]) -> None:
         result = self._result(values)
 
         def drawing() -> tuple[View, bytes]:
-            self.drawn += 1
-            view = self._draw(result, **_accepted(self._draw, values))
+            view = self._draw(self._wb, result, **_accepted(self._draw, values))
             return view, paint(view)
 
         key = (self.name, "picture", *values.values())
-        self._view, picture = self._memory.once(key, drawing)
-        if self.display.picture.value != picture:
-            self.display.picture.value = picture
+        self._view, picture = self._wb.memory.once(key, drawing)
+        self.display.picture.value = picture
         self._show("current")
 
     def _running(self) -> bool:
@@ -280,12 +265,6 @@ class Panel:
     def _on_change(self, _change: object) -> None:
         if not self._in_group:
             self.refresh()
-
-    def _on_code(self) -> None:
-        self.display.show_code(self.code)
-
-    def _on_save(self) -> None:
-        self._on_main_thread(self.save)
 
     def _on_go(self) -> None:
         if self._running():

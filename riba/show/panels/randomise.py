@@ -11,7 +11,7 @@ from riba import progress
 from riba.compare import trust
 from riba.show.panels import samples
 from riba.show.panels.controls import control, scene_slider
-from riba.show.panels.paint import Empty, View, map_picture
+from riba.show.panels.paint import Tile, View, map_picture
 from riba.show.panels.panel import Panel
 from riba.testbed import datasets
 from riba.workbench import Workbench
@@ -56,15 +56,14 @@ def randomise(wb: Workbench, **settings: object) -> Panel:
         "seed": control(widgets.IntSlider, "seed of the weights", max=9),
     }
     caption = "Maps of one test scene before and after weights were randomised."
-    draw = partial(randomise_view, wb)
-    return Panel(wb, "randomise", compute, draw, controls, settings, caption)
+    return Panel(wb, "randomise", compute, randomise_view, controls, settings, caption)
 
 
 def randomise_view(wb: Workbench, result: tuple[dict, dict, str], scene: int) -> View:
     """Maps of the trained network above those of the randomised one, and how well they agree."""
     before, after, words = result
     mask = samples.sample(wb, scene).mask
-    upper, lower = [samples.picture(wb, scene)], [Empty()]
+    upper, lower = [samples.picture(wb, scene)], [Tile()]
     for method, trained in before.items():
         maps = trained.abs(), after[method].abs()
         correlation = trust.rank_correlation(*maps)[0].item()

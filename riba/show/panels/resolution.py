@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
 from riba.compare import metrics
@@ -29,8 +27,7 @@ def resolution(wb: Workbench, **settings: object) -> Panel:
 
     controls = {"scene": scene_slider(wb), "layer": layer_list(wb)}
     caption = "The best map that cells of one size allow, and IBA's."
-    draw = partial(resolution_view, wb)
-    return Panel(wb, "resolution", compute, draw, controls, settings, caption)
+    return Panel(wb, "resolution", compute, resolution_view, controls, settings, caption)
 
 
 def resolution_view(wb: Workbench, result: tuple[int, Tensor], scene: int) -> View:

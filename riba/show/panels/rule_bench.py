@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import ipywidgets as widgets
 from torch import Tensor, nn
 from zennit.core import Composite
@@ -43,11 +41,9 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         bias: bool,
     ) -> tuple[dict[str, Tensor], list[str]]:
         first = rules.box(*wb.bounds) if pixels == "box" else pixels
-        composite = rules.by_depth(
-            tuned(lower, lower_strength, first, bias),
-            tuned(upper, upper_strength, first, bias),
-            upper_names,
-        )
+        below_half = tuned(lower, lower_strength, first, bias)
+        above_half = tuned(upper, upper_strength, first, bias)
+        composite = rules.by_depth(below_half, above_half, upper_names)
         images, targets = samples.network_input(wb, scene)
         nats = information(wb, wb.layer, images, targets).nats
         net = wb.explicit((), images)
@@ -71,20 +67,10 @@ def rule_bench(wb: Workbench, **settings: object) -> Panel:
         "lower_strength": control(widgets.FloatLogSlider, "lower: γ, ε or β", **strength),
     }
     for half in ("upper", "lower"):
-        enable_where_used(controls[half], controls[f"{half}_strength"])
+        rule_chosen, slider = (controls[half], "value"), (controls[f"{half}_strength"], "disabled")
+        widgets.dlink(rule_chosen, slider, lambda rule: rule not in PARAMETERS)
     caption = "The same nats, propagated by a rule for the upper and one for the lower layers."
-    draw = partial(rule_view, wb)
-    return Panel(wb, "rule_bench", compute, draw, controls, settings, caption)
-
-
-def enable_where_used(rule: widgets.Dropdown, strength: widgets.FloatLogSlider) -> None:
-    """Enable the slider only where the rule has a parameter."""
-
-    def follow(_change: object = None) -> None:
-        strength.disabled = rule.value not in PARAMETERS
-
-    rule.observe(follow, names="value")
-    follow()
+    return Panel(wb, "rule_bench", compute, rule_view, controls, settings, caption)
 
 
 def upper_half(model: nn.Module, layer: str) -> list[str]:
@@ -122,12 +108,8 @@ def rule_view(wb: Workbench, result: tuple[dict[str, Tensor], list[str]], scene:
     """Picture, pixel map, how many nats are left at every layer on the way down; the formulae."""
     below, notes = result
     totals = {name: [values[0].double().sum().item()] for name, values in below.items()}
-    pixels = map_picture(
-        plots.to_map(below["pixels"])[0],
-        title=f"{totals[wb.layer][0]:.1f} nats in, {totals['pixels'][0]:.1f} nats out",
-        unit="nats / pixel",
-        outline=samples.sample(wb, scene).mask,
-        width=1.25,
-    )
+    values, mask = plots.to_map(below["pixels"])[0], samples.sample(wb, scene).mask
+    title = f"{totals[wb.layer][0]:.1f} nats in, {totals['pixels'][0]:.1f} nats out"
+    pixels = map_picture(values, title=title, unit="nats / pixel", outline=mask, width=1.25)
     ledger = Bars(rows=totals, title="the ledger: nats in every layer", number="{:.1f}", width=1.25)
     return View(rows=[(300, [samples.picture(wb, scene), pixels, ledger])], notes=notes)
