@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -158,10 +158,24 @@ def find_method(name: str) -> Method:
     ValueError
         There is none; the message lists near matches.
     """
-    if name not in METHODS:
-        near = network.near_matches(name, METHODS)
-        raise ValueError(f"no method {name!r}; {near} (riba.METHODS lists all)")
+    check_names("method", [name], METHODS, "riba.METHODS")
     return METHODS[name]
+
+
+def check_names(kind: str, names: Sequence[str], known: Collection[str], place: str) -> None:
+    """Refuse names that are not ``known``, and none at all.
+
+    Raises
+    ------
+    ValueError
+        Says so, with near matches, and that ``place`` lists all.
+    """
+    if not names:
+        raise ValueError(f"no {kind}s: name at least one")
+    for name in names:
+        if name not in known:
+            near = network.near_matches(name, known)
+            raise ValueError(f"no {kind} {name!r}; {near} ({place} lists all)")
 
 
 def _logit(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
