@@ -24,17 +24,15 @@ INCOMPLETE = 0.01
 """Share of the logits by which contributions may miss their sum before they are refused."""
 
 
-def deeplift(
-    net: Explicit, images: Tensor, baseline: Tensor, logit: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Contributions of the pixels, B×3×H×W, to the difference of the logits from the baseline's.
+def deeplift(net: Explicit, images: Tensor, logit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Contributions of the pixels, B×3×H×W, to the difference of the logits from mid-grey's (0).
 
     Parameters
     ----------
     net
         The network; its layers do not matter.
-    images, baseline
-        B×3×H×W each.
+    images
+        B×3×H×W.
     logit
         What is explained: B×classes to B values, linear in the logits.
 
@@ -44,13 +42,12 @@ def deeplift(
         The network has a step without a rule, as layer norms and attention, and names it; or the
         contributions do not add up to the difference.
     """
-    dtype = dtype_of(net.plain, images)
-    images, baseline = images.to(dtype), baseline.to(dtype)
+    images = images.to(dtype_of(net.plain, images))
     with torch.inference_mode(False), torch.enable_grad():
-        both = torch.cat([images, baseline]).detach().clone().requires_grad_()
+        both = torch.cat([images, torch.zeros_like(images)]).detach().requires_grad_()
         here, there = map(logit, _Interpreter(net.plain).run(both).chunk(2))
         (multiplier,) = torch.autograd.grad(here.sum(), both)
-    contributions = multiplier.chunk(2)[0] * (images - baseline)
+    contributions = multiplier.chunk(2)[0] * images
     missed = (contributions.sum((1, 2, 3)) - (here - there)).abs()
     if not (missed <= INCOMPLETE * (here.abs() + there.abs()) + SAME).all():
         raise ValueError(

@@ -292,11 +292,11 @@ def deeplift(q: Query) -> Tensor:
     ValueError
         The network has a step that DeepLIFT has no rule for.
     """
-    net, baseline = q.wb.explicit((), q.images), torch.zeros_like(q.images)
+    net = q.wb.explicit((), q.images)
     with torch.no_grad():
         (logits,) = net.parts[0](q.images)
         shares = relevance.class_shares(logits, q.targets)
-    return explain_difference(net, q.images, baseline, lambda z: (z * shares).sum(1)).sum(1)
+    return explain_difference(net, q.images, lambda z: (z * shares).sum(1)).sum(1)
 
 
 @method("guided-backprop")

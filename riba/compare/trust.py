@@ -132,10 +132,7 @@ def tiled(wb: Workbench, across: int = 2) -> Workbench:
 
 
 def with_network(
-    wb: Workbench,
-    model: nn.Module,
-    changed: Iterable[str],
-    images: Callable[[], Iterable[Tensor]],
+    wb: Workbench, model: nn.Module, changed: Iterable[str], images: Callable[[], Iterable[Tensor]]
 ) -> Workbench:
     """The workbench with a network that differs from its own in the ``changed`` layers.
 

@@ -99,10 +99,7 @@ def results_table(summary: pd.DataFrame) -> str:
         summary["method"].unique(),
         key=lambda method: -getattr(entries.get((method, "allocation_area", "banded")), "mean", 0),
     )
-    lines = [
-        f"| method | {' | '.join(columns)} | scenes |",
-        f"|---|{'---|' * len(columns)}---|",
-    ]
+    lines = [f"| method | {' | '.join(columns)} | scenes |", f"|---|{'---|' * len(columns)}---|"]
     for method in order:
         row = [entries.get((method, *column)) for column in columns.values()]
         cells = [

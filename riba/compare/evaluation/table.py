@@ -134,11 +134,9 @@ def _jobs(
     """What is not ``measured``: up to ``batch`` samples, and methods with the metrics of each."""
 
     def missing(place: int) -> Jobs:
-        jobs = (
-            (method, [m for m in metrics if (digests[place], method, m) not in measured])
-            for method in methods
-        )
-        return [(method, names) for method, names in jobs if names]
+        at = digests[place]
+        jobs = {name: [m for m in metrics if (at, name, m) not in measured] for name in methods}
+        return [(name, lacking) for name, lacking in jobs.items() if lacking]
 
     for jobs, group in groupby(range(len(digests)), missing):
         places = list(group) if jobs else []
