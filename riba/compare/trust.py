@@ -73,7 +73,6 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Ties share their mean rank; NaN where a map is constant.
     """
-    # ties get their mean rank, in float64
     flat = (torch.from_numpy(rankdata(m.detach().flatten(1).cpu(), axis=1)) for m in (maps, others))
     ranks, other = (r - r.mean(1, keepdim=True) for r in flat)
     correlation = (ranks * other).sum(1) / (ranks.norm(dim=1) * other.norm(dim=1))
