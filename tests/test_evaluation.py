@@ -442,8 +442,7 @@ class Afar(Executor):
 
     def submit(self, work, block):
         future = Future()
-        request = dataclasses.replace(block.request, folder=None)
-        future.set_result(work(dataclasses.replace(block, request=request)))
+        future.set_result(work(dataclasses.replace(block, folder=None)))
         return future
 
 

@@ -16,23 +16,23 @@ from torch import Tensor, fx
 
 from riba.method.explicit import Explicit, dtype_of, kind, refusal, varying
 
+Step = Callable[..., Tensor]
+Rule = Callable[..., list[Tensor]]
 SAME = 1e-6
 """Differences below this are none: the slope takes the place of the quotient."""
 INCOMPLETE = 0.01
 """Share of the logits by which contributions may miss their sum before they are refused."""
 
 
-def deeplift(
-    net: Explicit, images: Tensor, baseline: Tensor, logit: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Contributions of the pixels, B×3×H×W, to the difference of the logits from the baseline's.
+def deeplift(net: Explicit, images: Tensor, logit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Contributions of the pixels, B×3×H×W, to the difference of the logits from mid-grey's (0).
 
     Parameters
     ----------
     net
         The network; its layers do not matter.
-    images, baseline
-        B×3×H×W each.
+    images
+        B×3×H×W.
     logit
         What is explained: B×classes to B values, linear in the logits.
 
@@ -42,13 +42,12 @@ def deeplift(
         The network has a step without a rule, as layer norms and attention, and names it; or the
         contributions do not add up to the difference.
     """
-    dtype = dtype_of(net.plain, images)
-    images, baseline = images.to(dtype), baseline.to(dtype)
+    images = images.to(dtype_of(net.plain, images))
     with torch.inference_mode(False), torch.enable_grad():
-        both = torch.cat([images, baseline]).detach().clone().requires_grad_()
+        both = torch.cat([images, torch.zeros_like(images)]).detach().requires_grad_()
         here, there = map(logit, _Interpreter(net.plain).run(both).chunk(2))
         (multiplier,) = torch.autograd.grad(here.sum(), both)
-    contributions = multiplier.chunk(2)[0] * (images - baseline)
+    contributions = multiplier.chunk(2)[0] * images
     missed = (contributions.sum((1, 2, 3)) - (here - there)).abs()
     if not (missed <= INCOMPLETE * (here.abs() + there.abs()) + SAME).all():
         raise ValueError(
@@ -78,76 +77,65 @@ class _Interpreter(fx.Interpreter):
             )
             return getattr(self, node.op)(node.target, args, named)
 
-        return RULES[what].apply(step, *(self.env[source] for source in inputs))
+        return _Step.apply(RULES[what], step, *(self.env[source] for source in inputs))
 
 
-class _Rule(torch.autograd.Function):
-    """A step whose backward pass propagates multipliers; only the images' half has any."""
+class _Step(torch.autograd.Function):
+    """A step whose backward pass propagates multipliers by a rule; only the images' half has any.
+
+    A rule takes the step, the images' multiplier of its output, the output and the inputs, and
+    returns the images' multiplier of each input.
+    """
 
     @staticmethod
-    def forward(ctx: object, step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: object, rule: Rule, step: Step, *inputs: Tensor) -> Tensor:
         output = step(*inputs)
-        ctx.step = step
+        ctx.rule, ctx.step = rule, step
         ctx.save_for_backward(output, *inputs)
         return output
 
-    @classmethod
-    def _halves(cls, below: Tensor) -> Tensor:
-        return torch.cat([below, torch.zeros_like(below)])
-
-
-class _Rescale(_Rule):
-    """Elementwise: (f(x) − f(b)) / (x − b); the slope where x = b."""
-
     @staticmethod
     def backward(ctx: object, multiplier: Tensor) -> tuple:
-        output, x = ctx.saved_tensors
-        with torch.enable_grad():
-            image = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(ctx.step(image).sum(), image)
-        (here, there), (above, base) = x.chunk(2), output.chunk(2)
-        same = (here - there).abs() < SAME
-        quotient = (above - base) / (here - there).masked_fill(same, 1)
-        factor = torch.where(same, slope.chunk(2)[0], quotient)
-        return None, _Rule._halves(multiplier.chunk(2)[0] * factor)
+        below = ctx.rule(ctx.step, multiplier.chunk(2)[0], *ctx.saved_tensors)
+        return None, None, *(torch.cat([half, torch.zeros_like(half)]) for half in below)
 
 
-class _Maximum(_Rule):
+def _rescale(step: Step, multiplier: Tensor, output: Tensor, x: Tensor) -> list[Tensor]:
+    """Elementwise: (f(x) − f(b)) / (x − b); the slope where x = b."""
+    with torch.enable_grad():
+        image = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(step(image).sum(), image)
+    (here, there), (above, base) = x.chunk(2), output.chunk(2)
+    same = (here - there).abs() < SAME
+    quotient = (above - base) / (here - there).masked_fill(same, 1)
+    return [multiplier * torch.where(same, slope.chunk(2)[0], quotient)]
+
+
+def _maximum(step: Step, multiplier: Tensor, output: Tensor, x: Tensor) -> list[Tensor]:
     """Max-pooling: what exceeds the baseline is the image's winner's, what falls short the other's.
 
     With M = max(y_x, y_b): (M − y_b) goes to the winner among the image's values and (y_x − M) to
     that among the baseline's; neither divides by less than it passes on (as in SHAP's DeepLIFT).
     """
-
-    @staticmethod
-    def backward(ctx: object, multiplier: Tensor) -> tuple:
-        output, x = ctx.saved_tensors
-        (here, there), (above, base) = x.chunk(2), output.chunk(2)
-        largest = torch.maximum(above, base)
-        passed = torch.cat([largest - base, above - largest]) * multiplier.chunk(2)[0].repeat(
-            2, *[1] * (output.ndim - 1)
-        )
-        with torch.enable_grad():
-            both = x.detach().requires_grad_()
-            (winners,) = torch.autograd.grad(ctx.step(both), both, passed)
-        winners = sum(winners.chunk(2))
-        difference = here - there
-        return None, _Rule._halves(torch.where(winners == 0, 0.0, winners / difference))
+    (here, there), (above, base) = x.chunk(2), output.chunk(2)
+    largest = torch.maximum(above, base)
+    passed = torch.cat([(largest - base) * multiplier, (above - largest) * multiplier])
+    with torch.enable_grad():
+        both = x.detach().requires_grad_()
+        (winners,) = torch.autograd.grad(step(both), both, passed)
+    winners = sum(winners.chunk(2))
+    return [torch.where(winners == 0, 0.0, winners / (here - there))]
 
 
-class _Product(_Rule):
+def _product(
+    _step: Step, multiplier: Tensor, _output: Tensor, a: Tensor, b: Tensor
+) -> list[Tensor]:
     """Of two signals: each by its difference, times the mean of the other."""
-
-    @staticmethod
-    def backward(ctx: object, multiplier: Tensor) -> tuple:
-        _, a, b = ctx.saved_tensors
-        above = multiplier.chunk(2)[0]
-        below = [
-            _Rule._halves((above * (y.chunk(2)[0] + y.chunk(2)[1]) / 2).sum_to_size(half.shape))
-            for half, y in ((a.chunk(2)[0], b), (b.chunk(2)[0], a))
-        ]
-        return None, *below
+    return [
+        (multiplier * (y.chunk(2)[0] + y.chunk(2)[1]) / 2).sum_to_size(x.chunk(2)[0].shape)
+        for x, y in ((a, b), (b, a))
+    ]
 
 
-RULES = {"activation": _Rescale, "max": _Maximum, "product": _Product}
+RULES = {"activation": _rescale, "max": _maximum, "product": _product}
 """Rules of the steps that are not linear."""

@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +35,10 @@ from zennit.core import Composite
 from zennit.rules import ReLUGuidedBackprop
 
 from riba.compare.deeplift import deeplift as explain_difference
-from riba.method import bottleneck, relevance, rules
+from riba.method import bottleneck, network, relevance, rules
 from riba.method.bottleneck import Depths, Information, InformationBottleneck
 from riba.method.explicit import dtype_of
 from riba.method.input_iba import InputIBA, InputInformation
-from riba.method.network import (
-    check_images,
-    check_targets,
-    class_logit,
-    errors_in_words,
-    find_layer,
-    frozen_copy,
-    near_matches,
-    state_of,
-)
 from riba.method.relevance import Ledger
 from riba.testbed.networks import scenenet_readout
 from riba.workbench import Workbench
@@ -79,14 +68,9 @@ class Query:
         """Height and width of the images."""
         return tuple(self.images.shape[-2:])
 
-    def parts(self) -> list[Query]:
-        """The same for :data:`AT_ONCE` images at a time."""
-        images, targets = self.images.split(AT_ONCE), self.targets.split(AT_ONCE)
-        masks = [None] * len(images) if self.masks is None else self.masks.split(AT_ONCE)
-        return [
-            replace(self, images=part, targets=classes, masks=objects)
-            for part, classes, objects in zip(images, targets, masks, strict=True)
-        ]
+    def information(self, layers: str | tuple[str, ...]) -> Information | Depths:
+        """What :func:`information` returns for these images and targets."""
+        return information(self.wb, layers, self.images, self.targets, self.seed)
 
 
 @dataclass(frozen=True)
@@ -95,35 +79,26 @@ class Method:
 
     Attributes
     ----------
-    name
-        Its key in :data:`METHODS`.
     unit
         Of its map; empty where it has none.
     function
-        Takes a :class:`Query` and parameters of its own; returns maps, or maps and a ledger.
+        Takes a :class:`Query` and settings of its own; returns maps, or maps and a ledger.
+    settings
+        Those that this method passes to the function.
     """
 
-    name: str
     unit: str
     function: Callable[..., Tensor | tuple[Tensor, Ledger]]
+    settings: dict[str, object]
 
     @property
     def description(self) -> str:
         """What the method is, and its publication."""
         return self.function.__doc__
 
-    def __call__(
-        self,
-        wb: Workbench,
-        images: Tensor,
-        targets: Tensor | Sequence[int],
-        *,
-        masks: Tensor | None = None,
-        seed: int = 0,
-        **parameters: object,
-    ) -> Tensor:
-        """Maps, B×H×W, on the device of the images."""
-        return self.explain(wb, images, targets, masks=masks, seed=seed, **parameters)[0]
+    def __call__(self, *arguments: object, **settings: object) -> Tensor:
+        """Maps, B×H×W, on the device of the images; takes what :meth:`explain` takes."""
+        return self.explain(*arguments, **settings)[0]
 
     @torch.inference_mode(False)
     def explain(
@@ -134,7 +109,7 @@ class Method:
         *,
         masks: Tensor | None = None,
         seed: int = 0,
-        **parameters: object,
+        **settings: object,
     ) -> tuple[Tensor, Ledger | None]:
         """Maps, B×H×W, and their ledger, None where the method has none.
 
@@ -144,13 +119,17 @@ class Method:
             Images or targets do not fit the network, or the method does not.
         """
         device, images = images.device, images.to(wb.device).clone()  # no inference tensor
-        check_images(wb.model, images)
-        with torch.no_grad(), errors_in_words(images):  # one image tells how many classes
+        network.check_images(wb.model, images)
+        with torch.no_grad(), network.errors_in_words(images):  # one image tells how many classes
             logits = wb.model(images[:1]).expand(len(images), -1)
         if masks is not None and len(masks) != len(images):
             raise ValueError(f"{len(masks)} masks for {len(images)} images: pass one for each")
-        query = Query(wb, images, check_targets(targets, logits), seed, masks)
-        answers = [self.function(part, **parameters) for part in query.parts()]
+        targets, answers = network.check_targets(targets, logits), []
+        for start in range(0, len(images), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            objects = None if masks is None else masks[part]
+            query = Query(wb, images[part], targets[part], seed, objects)
+            answers.append(self.function(query, **self.settings | settings))
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
@@ -161,11 +140,11 @@ METHODS: dict[str, Method] = {}
 """Methods and controls by name."""
 
 
-def method(name: str, unit: str = "") -> Callable[[Callable], Callable]:
-    """Enter a function in :data:`METHODS`."""
+def method(name: str, unit: str = "", **settings: object) -> Callable[[Callable], Callable]:
+    """Enter a function, with settings of its own, in :data:`METHODS`."""
 
     def enter(function: Callable[..., Tensor | tuple[Tensor, Ledger]]) -> Callable:
-        METHODS[name] = Method(name, unit, function)
+        METHODS[name] = Method(unit, function, settings)
         return function
 
     return enter
@@ -179,30 +158,38 @@ def find_method(name: str) -> Method:
     ValueError
         There is none; the message lists near matches.
     """
-    if name not in METHODS:
-        near = near_matches(name, METHODS)
-        raise ValueError(f"no method {name!r}; {near} (riba.METHODS lists all)")
+    check_names("method", [name], METHODS, "riba.METHODS")
     return METHODS[name]
 
 
-class _Explained(nn.Module):
+def check_names(kind: str, names: Sequence[str], known: Collection[str], place: str) -> None:
+    """Refuse names that are not ``known``, and none at all.
+
+    Raises
+    ------
+    ValueError
+        Says so, with near matches, and that ``place`` lists all.
+    """
+    if not names:
+        raise ValueError(f"no {kind}s: name at least one")
+    for name in names:
+        if name not in known:
+            near = network.near_matches(name, known)
+            raise ValueError(f"no {kind} {name!r}; {near} ({place} lists all)")
+
+
+def _logit(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """The logit to explain, as Captum wants it: images and targets in, B values out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        return class_logit(self.model(images), targets)
+    return lambda images, targets: network.class_logit(model(images), targets)
 
 
-def _explained(q: Query) -> _Explained:
-    """On a private copy without in-place activations, because Captum registers hooks."""
-    private = frozen_copy(q.wb.model)
+def _private(model: nn.Module) -> nn.Module:
+    """A copy without in-place activations, because Captum registers hooks."""
+    private = network.frozen_copy(model)
     for module in private.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
-    return _Explained(private)
+    return private
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -211,7 +198,7 @@ def _explained(q: Query) -> _Explained:
 def _gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     with torch.enable_grad():
         pixels = images.detach().clone().requires_grad_()
-        return torch.autograd.grad(class_logit(model(pixels), targets).sum(), pixels)[0]
+        return torch.autograd.grad(network.class_logit(model(pixels), targets).sum(), pixels)[0]
 
 
 @method("gradient")
@@ -266,7 +253,7 @@ def integrated_gradients(q: Query, steps: int = 50) -> Tensor:
     from captum.attr import IntegratedGradients
 
     images, targets = q.images, q.targets
-    explained, maps = _explained(q), torch.zeros_like(images)
+    explained, maps = _logit(_private(q.wb.model)), torch.zeros_like(images)
     method, left = IntegratedGradients(explained), torch.arange(len(images), device=images.device)
     with torch.no_grad():
         rise = explained(images, targets) - explained(torch.zeros_like(images), targets)
@@ -305,11 +292,11 @@ def deeplift(q: Query) -> Tensor:
     ValueError
         The network has a step that DeepLIFT has no rule for.
     """
-    net, baseline = q.wb.explicit((), q.images), torch.zeros_like(q.images)
+    net = q.wb.explicit((), q.images)
     with torch.no_grad():
         (logits,) = net.parts[0](q.images)
         shares = relevance.class_shares(logits, q.targets)
-    return explain_difference(net, q.images, baseline, lambda z: (z * shares).sum(1)).sum(1)
+    return explain_difference(net, q.images, lambda z: (z * shares).sum(1)).sum(1)
 
 
 @method("guided-backprop")
@@ -323,7 +310,7 @@ def guided_backprop(q: Query) -> Tensor:
     ValueError
         The network has no ReLU: the map would be the plain gradient.
     """
-    net = frozen_copy(q.wb.explicit((), q.images).plain, share=True)
+    net = network.frozen_copy(q.wb.explicit((), q.images).plain, share=True)
     relus = (nn.ReLU, nn.ReLU6)
     if not any(isinstance(module, relus) for module in net.modules()):
         name = type(q.wb.model).__name__
@@ -343,8 +330,8 @@ def grad_cam(q: Query) -> Tensor:
     """
     from captum.attr import LayerAttribution, LayerGradCam
 
-    explained = _explained(q)
-    cam = LayerGradCam(explained, find_layer(explained.model, q.wb.top)).attribute(
+    model = _private(q.wb.model)
+    cam = LayerGradCam(_logit(model), network.find_layer(model, q.wb.top)).attribute(
         q.images, additional_forward_args=(q.targets,), relu_attributions=True
     )
     return LayerAttribution.interpolate(cam, q.size, "bilinear")[:, 0]
@@ -370,7 +357,7 @@ def occlusion(q: Query, window: int = 16, stride: int = 8) -> Tensor:
     from captum.attr import Occlusion
 
     channels = q.images.shape[1]
-    return Occlusion(_Explained(q.wb.model)).attribute(
+    return Occlusion(_logit(q.wb.model)).attribute(
         q.images,
         sliding_window_shapes=(channels, window, window),
         strides=(channels, stride, stride),
@@ -409,16 +396,19 @@ def _lrp(q: Query, composite: str | Composite) -> Tensor:
 
 
 def information(
-    wb: Workbench, layer: str, images: Tensor, targets: Tensor, seed: int = 0
-) -> Information:
-    """Result of a bottleneck with default settings at ``layer``; the last one is kept."""
-    return _last(wb, ("information", layer, seed), _bottleneck(wb, layer, seed), images, targets)
+    wb: Workbench, layers: str | tuple[str, ...], images: Tensor, targets: Tensor, seed: int = 0
+) -> Information | Depths:
+    """Result of a bottleneck with default settings at a layer, or of several optimised together.
+
+    The last result of each layer or tuple of layers is kept.
+    """
+    compute = _bottleneck(wb, layers, seed)
+    return _last(wb, ("information", layers, seed), compute, images, targets)
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
     """Result of bottlenecks at all of ``wb.depths`` together; the last one is kept."""
-    joint = _bottleneck(wb, wb.depths, seed)
-    return _last(wb, ("information", wb.depths, seed), joint, images, targets)
+    return information(wb, wb.depths, images, targets, seed)
 
 
 def input_information(
@@ -441,16 +431,7 @@ def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> Infor
     return wb.memory.once(("bottleneck", layer, seed), make)
 
 
-Result = TypeVar("Result")
-
-
-def _last(
-    wb: Workbench,
-    key: tuple,
-    compute: Callable[[Tensor, Tensor], Result],
-    images: Tensor,
-    targets: Tensor,
-) -> Result:
+def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets: Tensor) -> object:
     """The result for these images, targets and weights, computed if it is not the last of ``key``.
 
     Only the last one is kept, because results of several layers take much memory.
@@ -458,7 +439,7 @@ def _last(
     digest = hashlib.blake2b()
     for tensor in (images, targets):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    content = (state_of(wb.model), images.shape, targets.dtype, digest.digest())
+    content = (network.state_of(wb.model), images.shape, targets.dtype, digest.digest())
     last = wb.memory.get(key)
     if last is None or last[0] != content:
         last = wb.memory.put(key, (content, compute(images, targets)))
@@ -471,7 +452,7 @@ def iba(q: Query) -> Tensor:
 
     Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, 10 copies, σ 1.
     """
-    return information(q.wb, q.wb.layer, q.images, q.targets, q.seed).bits(q.size)
+    return q.information(q.wb.layer).bits(q.size)
 
 
 @method("iba-joint", unit="bits")
@@ -480,24 +461,17 @@ def iba_joint(q: Query) -> Tensor:
 
     Ours; see :class:`riba.InformationBottleneck`.
     """
-    return joint_information(q.wb, q.images, q.targets, q.seed).shallowest.bits(q.size)
+    return q.information(q.wb.depths).shallowest.bits(q.size)
 
 
-def _iba_at(place: int) -> None:
-    """Enter IBA at the ``place``-th of ``wb.depths``, 1 being the deepest."""
-
-    @method(f"iba-depth-{place}", unit="bits")
-    def iba_at(q: Query) -> Tensor:
-        if len(q.wb.depths) < place:
-            raise ValueError(f"this workbench has {len(q.wb.depths)} depths, not {place}")
-        layer = q.wb.depths[place - 1]
-        return information(q.wb, layer, q.images, q.targets, q.seed).bits(q.size)
-
-    iba_at.__doc__ = f"IBA by itself at depth {place} of ``wb.depths``, 1 the deepest: bits."
-
-
-for _place in (2, 3, 4):
-    _iba_at(_place)
+@method("iba-depth-4", unit="bits", place=4)
+@method("iba-depth-3", unit="bits", place=3)
+@method("iba-depth-2", unit="bits", place=2)
+def iba_at_depth(q: Query, place: int) -> Tensor:
+    """IBA by itself at one of ``wb.depths``, 1 being the deepest: bits per pixel. Unsigned."""
+    if len(q.wb.depths) < place:
+        raise ValueError(f"this workbench has {len(q.wb.depths)} depths, not {place}")
+    return q.information(q.wb.depths[place - 1]).bits(q.size)
 
 
 @method("readout-iba", unit="bits")
@@ -528,16 +502,17 @@ def input_iba_nats(q: Query, prior: str = "moments") -> Tensor:
     return input_information(q.wb, q.images, q.targets, q.seed, prior).nats.sum(1)
 
 
+@method("relevance-iba-alpha2-beta1", unit="nats", composite="alpha2-beta1")
+@method("relevance-iba-gamma", unit="nats", composite="gamma")
 @method("relevance-iba", unit="nats")
-def relevance_iba(
-    q: Query, source: str = "capacity", composite: str | Composite | None = None
-) -> tuple[Tensor, Ledger]:
+def relevance_iba(q: Query, **settings: object) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from ``wb.layer`` by z⁺ with Flat at the pixels: nats per pixel. Unsigned.
 
-    Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`.
+    Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`. Signed where the γ rule (0.25)
+    or the α2β1 rule takes the place of z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
+    Settings are those of :func:`riba.relevance.relevance_iba`.
     """
-    nats = information(q.wb, q.wb.layer, q.images, q.targets, q.seed)
-    return _propagated(q, q.wb.layer, nats, source=source, composite=composite)
+    return _propagated(q, q.wb.layer, q.information(q.wb.layer), **settings)
 
 
 def _propagated(
@@ -549,18 +524,6 @@ def _propagated(
     return pixels.sum(1), ledger
 
 
-@method("relevance-iba-gamma", unit="nats")
-def relevance_iba_gamma(q: Query) -> tuple[Tensor, Ledger]:
-    """Relevance-IBA by the γ rule (0.25) in place of z⁺: nats per pixel. Signed."""
-    return relevance_iba(q, composite="gamma")
-
-
-@method("relevance-iba-alpha2-beta1", unit="nats")
-def relevance_iba_alpha2_beta1(q: Query) -> tuple[Tensor, Ledger]:
-    """Relevance-IBA by the α2β1 rule in place of z⁺: nats per pixel. Signed."""
-    return relevance_iba(q, composite="alpha2-beta1")
-
-
 @method("relevance-iba-joint", unit="nats")
 def relevance_iba_joint(q: Query) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from the shallowest of joint bottlenecks: nats per pixel. Unsigned.
@@ -568,21 +531,18 @@ def relevance_iba_joint(q: Query) -> tuple[Tensor, Ledger]:
     Ours: the publication's propagation, of nats that all depths of ``wb.depths`` agree on; see
     :class:`riba.InformationBottleneck`.
     """
-    depths = joint_information(q.wb, q.images, q.targets, q.seed)
-    return _propagated(q, q.wb.depths, depths.shallowest)
+    return _propagated(q, q.wb.depths, q.information(q.wb.depths).shallowest)
 
 
 @method("relevance-iba-cascade", unit="nats")
-def relevance_iba_cascade(
-    q: Query, composite: str | Composite | None = None
-) -> tuple[Tensor, Ledger]:
+def relevance_iba_cascade(q: Query, **settings: object) -> tuple[Tensor, Ledger]:
     """The same, weighted by the information at every depth: nats per pixel. Unsigned.
 
-    Ours; see :func:`riba.relevance.cascade`.
+    Ours; see :func:`riba.relevance.cascade`, whose settings it takes.
     """
-    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    depths = q.information(q.wb.depths)
     net = _bottleneck(q.wb, q.wb.depths, q.seed).explicit(q.images)
-    pixels = relevance.cascade(net, q.images, depths, composite)
+    pixels = relevance.cascade(net, q.images, depths, **settings)
     start = relevance.start(depths.shallowest)
     return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
 
@@ -596,7 +556,7 @@ def capacity_product(q: Query) -> Tensor:
 
     The information of the cascade, without the pixels; no unit.
     """
-    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    depths = q.information(q.wb.depths)
     return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 
@@ -607,7 +567,7 @@ def capacity_product_squared(q: Query) -> Tensor:
     The shallowest depth counts twice; as many factors as the cascade has, none of them from
     the pixels. No unit.
     """
-    depths = joint_information(q.wb, q.images, q.targets, q.seed)
+    depths = q.information(q.wb.depths)
     twice = (*depths, depths.shallowest)
     return bottleneck.capacity_product((depth.nats for depth in twice), q.size)
 
@@ -615,7 +575,7 @@ def capacity_product_squared(q: Query) -> Tensor:
 @method("capacity-product-separate")
 def capacity_product_separate(q: Query) -> Tensor:
     """Control without LRP: the product of capacities found at each depth by itself. Unsigned."""
-    depths = [information(q.wb, layer, q.images, q.targets, q.seed) for layer in q.wb.depths]
+    depths = [q.information(layer) for layer in q.wb.depths]
     return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 

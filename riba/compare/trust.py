@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from riba.compare.methods import METHODS
@@ -72,19 +73,10 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Ties share their mean rank; NaN where a map is constant.
     """
-    ranks, other = (_ranks(m.flatten(1)) for m in (maps, others))
-    ranks, other = (r - r.mean(1, keepdim=True) for r in (ranks, other))
-    return (ranks * other).sum(1) / (ranks.norm(dim=1) * other.norm(dim=1))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Mean ranks per row, in float64."""
-    rows = []
-    for row in values:
-        _, place, count = row.unique(return_inverse=True, return_counts=True)
-        last = count.cumsum(0).double()
-        rows.append((last - (count - 1) / 2)[place])
-    return torch.stack(rows)
+    flat = (torch.from_numpy(rankdata(m.detach().flatten(1).cpu(), axis=1)) for m in (maps, others))
+    ranks, other = (r - r.mean(1, keepdim=True) for r in flat)
+    correlation = (ranks * other).sum(1) / (ranks.norm(dim=1) * other.norm(dim=1))
+    return correlation.to(maps.device)
 
 
 def shuffled_channels(relevance: Tensor, seed: int = 0) -> Tensor:
@@ -119,11 +111,8 @@ def mosaic(samples: Sequence[datasets.Sample], across: int = 2) -> tuple[Tensor,
     images, labels, masks = datasets.stack(samples)
     height, width = masks.shape[1:]
     picture = images.unflatten(0, (across, across)).permute(2, 0, 3, 1, 4)
-    cells = torch.zeros(across**2, across * height, across * width, dtype=torch.bool)
-    for cell in range(across**2):
-        row, column = divmod(cell, across)
-        rows = slice(row * height, (row + 1) * height)
-        cells[cell, rows, column * width : (column + 1) * width] = True
+    places = torch.eye(across**2, dtype=torch.bool).unflatten(1, (across, across))
+    cells = places.repeat_interleave(height, 1).repeat_interleave(width, 2)
     return picture.reshape(3, across * height, across * width), labels, cells
 
 
@@ -142,10 +131,7 @@ def tiled(wb: Workbench, across: int = 2) -> Workbench:
 
 
 def with_network(
-    wb: Workbench,
-    model: nn.Module,
-    changed: Iterable[str],
-    images: Callable[[], Iterable[Tensor]],
+    wb: Workbench, model: nn.Module, changed: Iterable[str], images: Callable[[], Iterable[Tensor]]
 ) -> Workbench:
     """The workbench with a network that differs from its own in the ``changed`` layers.
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from riba.compare import metrics
-from riba.compare.methods import METHODS, find_method
+from riba.compare.methods import METHODS
 from riba.compare.results import write_part
 from riba.method.bottleneck import in_chunks
-from riba.method.network import near_matches
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
@@ -28,39 +27,6 @@ KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
 """Columns that identify a row of the table."""
 Jobs = list[tuple[str, list[str]]]
 """Methods, and which metrics of each."""
-EXPLAIN = ("label", "prediction")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What :func:`riba.evaluate` was called for; ``folder`` is where results are stored, or None.
-
-    Raises
-    ------
-    ValueError
-        Unknown method, metric or way to explain, or none.
-    """
-
-    methods: tuple[str, ...]
-    metrics: tuple[str, ...]
-    seed: int
-    explain: str
-    folder: Path | None
-
-    def __post_init__(self) -> None:
-        for method in self.methods:
-            find_method(method)
-        for metric in self.metrics:
-            if metric not in METRICS:
-                near = near_matches(metric, METRICS)
-                raise ValueError(
-                    f"no metric {metric!r}; {near} (riba.evaluation.METRICS lists all)"
-                )
-        for kind in ("methods", "metrics"):
-            if not getattr(self, kind):
-                raise ValueError(f"no {kind}: name at least one")
-        if self.explain not in EXPLAIN:
-            raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {self.explain!r}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +43,12 @@ class Block:
         Columns of the table that describe each sample.
     jobs
         Methods, and the metrics that are missing of each.
-    request
-        Holds the seed, what to explain, and the folder, which a worker may not reach.
+    seed
+        Of whatever is random.
+    explain
+        ``"label"`` or ``"prediction"``.
+    folder
+        Where results are stored, which a worker may not reach; None: nowhere.
     """
 
     images: Tensor
@@ -87,28 +57,29 @@ class Block:
     void: Tensor
     rows: list[dict]
     jobs: Jobs
-    request: Request
+    seed: int
+    explain: str
+    folder: Path | None
 
     def results(self, wb: Workbench) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
-        block = self.to(wb.device)
-        targets, size = block.targets(wb), len(self.rows)
-        seed, folder = self.request.seed, self.request.folder
+        block, samples = self.to(wb.device), pd.DataFrame(self.rows)
+        targets, size = block.targets(wb), len(samples)
         for method, names in self.jobs:
 
             def maps_of(part: slice, method: str = method) -> tuple[Tensor]:
-                settings = {"masks": block.masks[part], "seed": seed}
+                settings = {"masks": block.masks[part], "seed": self.seed}
                 return (METHODS[method](wb, block.images[part], targets[part], **settings),)
 
-            (maps,), size = in_chunks(maps_of, len(self.rows), size)
-            rows = []
-            for metric, mask, values in block.measure(wb, targets, maps, names):
-                key = {"method": method, "seed": seed, "metric": metric, "mask": mask}
-                for row, value in zip(self.rows, values.tolist(), strict=True):
-                    rows.append({**row, **key, "value": value})
-            frame = pd.DataFrame(rows)
-            if folder is not None and folder.is_dir():
-                write_part(folder, frame, KEYS)
+            (maps,), size = in_chunks(maps_of, len(samples), size)
+            key = {"method": method, "seed": self.seed}
+            frames = [
+                samples.assign(**key, metric=metric, mask=mask, value=values.tolist())
+                for metric, mask, values in block.measure(wb, targets, maps, names)
+            ]
+            frame = pd.concat(frames, ignore_index=True)
+            if self.folder is not None and self.folder.is_dir():
+                write_part(self.folder, frame, KEYS)
             yield frame
 
     def to(self, device: torch.device) -> Block:
@@ -118,7 +89,7 @@ class Block:
 
     def targets(self, wb: Workbench) -> Tensor:
         """What is explained: B class numbers, or B×classes bool."""
-        if self.request.explain == "prediction":
+        if self.explain == "prediction":
             return wb.predict(self.images).argmax(1)
         return wb.targets([row["label"] for row in self.rows]).to(self.images.device)
 
@@ -128,58 +99,43 @@ class Block:
         """Metric, kind of mask, and B values, NaN where the metric does not apply."""
         for name in names:
             if name in metrics.FAITHFULNESS:
-                metric, seed = metrics.FAITHFULNESS[name], self.request.seed
-                yield name, "none", metric(wb.model, self.images, targets, maps, seed=seed)
-        localisation = [name for name in names if name not in metrics.FAITHFULNESS]
+                metric = metrics.FAITHFULNESS[name]
+                yield name, "none", metric(wb.model, self.images, targets, maps, seed=self.seed)
         band = metrics.border_band(self.masks) | metrics.border_band(self.others)
+        singles = [[name] for name in names if name in metrics.LOCALISATION or name == CONTRAST]
+        curve = [name for name in names if name in CURVE]  # from one ranking
         for mask, void in (("strict", self.void), ("banded", self.void | band)):
-            for name, values in self._localise(maps, void, localisation):
-                yield name, mask, values
+            for group in [*singles, curve] if curve else singles:
+                for name, values in zip(group, self._localise(group, maps, void), strict=True):
+                    yield name, mask, values
 
-    def _localise(
-        self, maps: Tensor, void: Tensor, names: list[str]
-    ) -> Iterator[tuple[str, Tensor]]:
-        inside, outside, inside_other = (
+    def _localise(self, names: list[str], maps: Tensor, void: Tensor) -> Tensor:
+        """Values (names × B) of one metric, or of several budgets of the allocation curve."""
+        rows, beside, other = (
             (pixels & ~void).any((1, 2)) for pixels in (self.masks, ~self.masks, self.others)
         )
-        if not inside.any():
-            for name in names:
-                yield name, torch.full(inside.shape, torch.nan)
-            return
-        for name in names:
-            if name == CONTRAST:
-                rows = inside & inside_other
-                masks = self.masks[rows], self.others[rows]
-                values = metrics.two_object_contrast(maps[rows], *masks, void[rows])
-            elif name in metrics.LOCALISATION:
-                rows = inside & outside if name == "auroc" else inside
-                values = metrics.LOCALISATION[name](maps[rows], self.masks[rows], void[rows])
-            else:
-                continue
-            yield name, _with_gaps(values, rows)
-        curve = [name for name in names if name in CURVE]
-        if curve:  # from one ranking
-            budgets = [FRACTIONS[CURVE.index(name)] for name in curve]
-            masks = self.masks[inside]
-            shares = metrics.allocation_curve(maps[inside], masks, budgets, void[inside])
-            for name, values in zip(curve, shares.T, strict=True):
-                yield name, _with_gaps(values, inside)
+        if names == ["auroc"]:
+            rows &= beside
+        elif names == [CONTRAST]:
+            rows &= other
+        filled = torch.full((len(names), len(rows)), torch.nan, dtype=torch.float64)
+        if rows.any():
+            filled[:, rows.cpu()] = self._scores(names, maps, void, rows).cpu()
+        return filled
+
+    def _scores(self, names: list[str], maps: Tensor, void: Tensor, rows: Tensor) -> Tensor:
+        maps, masks, void = maps[rows], self.masks[rows], void[rows]
+        if names == [CONTRAST]:
+            return metrics.two_object_contrast(maps, masks, self.others[rows], void)
+        if names[0] in CURVE:
+            budgets = [FRACTIONS[CURVE.index(name)] for name in names]
+            return metrics.allocation_curve(maps, masks, budgets, void).T
+        return metrics.LOCALISATION[names[0]](maps, masks, void)
 
 
-def stacked(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Images and masks of samples as the fields of a :class:`Block`; no mask is an empty mask."""
-    batches = {"images": [], "masks": [], "others": [], "void": []}
-    for sample in samples:
-        nothing = torch.zeros_like(sample.mask)
-        batches["images"].append(sample.image)
-        batches["masks"].append(sample.mask)
-        batches["others"].append(nothing if sample.other is None else sample.other)
-        batches["void"].append(nothing if sample.void is None else sample.void)
-    return {name: torch.stack(batch) for name, batch in batches.items()}
-
-
-def _with_gaps(values: Tensor, rows: Tensor) -> Tensor:
-    """``values`` in the places of ``rows`` (B bool), NaN in the others."""
-    filled = torch.full(rows.shape, torch.nan).to(values)
-    filled[rows] = values
-    return filled
+def stacked(samples: Sequence[Sample]) -> list[Tensor]:
+    """Images, masks, others and void of samples, one batch each; no mask is an empty mask."""
+    rows = [(sample.image, sample.mask, sample.other, sample.void) for sample in samples]
+    empty = torch.zeros_like(rows[0][1])
+    columns = zip(*rows, strict=True)
+    return [torch.stack([empty if x is None else x for x in column]) for column in columns]

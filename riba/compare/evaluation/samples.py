@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from riba import progress
-from riba.compare.evaluation.blocks import CONTRAST, Request
+from riba.compare.evaluation.blocks import CONTRAST
 from riba.testbed.datasets import Chosen, Sample, Scenes
 from riba.workbench import Workbench
 
@@ -72,7 +72,7 @@ def select_pairs(wb: Workbench, split: str, count: int) -> tuple[Chosen, dict[st
 
 
 def read_once(
-    wb: Workbench, samples: Sequence[Sample], request: Request
+    wb: Workbench, samples: Sequence[Sample], metrics: Sequence[str], explain: str
 ) -> tuple[Chosen, list[dict[str, object]], list[str]]:
     """Check samples before they are evaluated.
 
@@ -94,7 +94,7 @@ def read_once(
             unreadable.append(str(error))
             continue
         row = _identified(sample)
-        _check(wb, sample, row["sample"], request)
+        _check(wb, sample, row["sample"], metrics, explain)
         if row["digest"] in rows:
             raise ValueError(f"sample {row['sample']} is in the list twice: pass it once")
         places.append((samples, place))
@@ -120,7 +120,7 @@ def _identified(sample: Sample) -> dict[str, object]:
     }
 
 
-def _check(wb: Workbench, sample: Sample, name: str, request: Request) -> None:
+def _check(wb: Workbench, sample: Sample, name: str, metrics: Sequence[str], explain: str) -> None:
     if sample.mask is None:
         raise ValueError(f"sample {name} has no mask: it can be explained, but not judged")
     if sample.mask.shape != sample.image.shape[1:]:
@@ -130,9 +130,9 @@ def _check(wb: Workbench, sample: Sample, name: str, request: Request) -> None:
         )
     if not sample.mask.any():
         raise ValueError(f"sample {name}: its mask is empty, drop it first")
-    if CONTRAST in request.metrics and sample.other is None:
+    if CONTRAST in metrics and sample.other is None:
         raise ValueError(f"sample {name} has one object only: {CONTRAST} needs two")
-    if request.explain == "label" and (sample.label is None or not wb.classes(sample.label)):
+    if explain == "label" and (sample.label is None or not wb.classes(sample.label)):
         raise ValueError(
             f"sample {name}: no class of the network stands for its label: take the samples that "
             "riba.evaluation.select keeps, or explain='prediction'"

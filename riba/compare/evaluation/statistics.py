@@ -21,10 +21,10 @@ def summarise(table: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
     -------
     One row per method × metric × mask: columns ``method, metric, mask, mean, low, high, n``.
     """
-    rows = []
-    for (method, metric, mask), values in _per_scene(table):
-        low, high = _interval(values, resamples)
-        rows.append((method, metric, mask, values.mean(), low, high, len(values)))
+    rows = [
+        (*key, values.mean(), *_interval(values, resamples), len(values))
+        for key, values in _per_scene(table)
+    ]
     return pd.DataFrame(rows, columns=["method", "metric", "mask", "mean", "low", "high", "n"])
 
 
@@ -58,11 +58,9 @@ def compare(
         if method == against or other is None:
             continue
         difference = (values - other).dropna()
-        low, high = _interval(difference, resamples)
         p = wilcoxon(difference).pvalue if difference.any() else 1.0
-        rows.append(
-            (method, against, metric, mask, difference.mean(), low, high, len(difference), p)
-        )
+        numbers = difference.mean(), *_interval(difference, resamples), len(difference), p
+        rows.append((method, against, metric, mask, *numbers))
     names = ["method", "against", "metric", "mask", "difference", "low", "high", "n", "p_holm"]
     result = pd.DataFrame(rows, columns=names)
     result["p_holm"] = result.groupby(["metric", "mask"])["p_holm"].transform(holm)
@@ -101,10 +99,7 @@ def results_table(summary: pd.DataFrame) -> str:
         summary["method"].unique(),
         key=lambda method: -getattr(entries.get((method, "allocation_area", "banded")), "mean", 0),
     )
-    lines = [
-        f"| method | {' | '.join(columns)} | scenes |",
-        f"|---|{'---|' * len(columns)}---|",
-    ]
+    lines = [f"| method | {' | '.join(columns)} | scenes |", f"|---|{'---|' * len(columns)}---|"]
     for method in order:
         row = [entries.get((method, *column)) for column in columns.values()]
         cells = [

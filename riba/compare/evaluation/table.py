@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import pandas as pd
 
 from riba import progress
-from riba.compare.evaluation.blocks import KEYS, Block, Jobs, Request, stacked
+from riba.compare.evaluation.blocks import KEYS, METRICS, Block, Jobs, stacked
 from riba.compare.evaluation.samples import read_once
 from riba.compare.evaluation.workers import AHEAD, packed, results, unpacked
+from riba.compare.methods import METHODS, check_names
 from riba.compare.metrics.localisation import BAND
 from riba.compare.results import SETTINGS, open_folder, read_parts, write_part
 from riba.testbed.datasets import Sample
@@ -25,6 +26,8 @@ from riba.workbench import Workbench
 HEADLINE = ("allocation_area", "rank_accuracy", "mass_accuracy")
 MASKS = ("banded", "none", "strict")
 BATCH = 8
+EXPLAIN = ("label", "prediction")
+MEASURED = ["digest", "method", "metric"]
 
 
 def evaluate(
@@ -92,75 +95,58 @@ def evaluate(
     UserWarning
         Of the samples that could not be read.
     """
-    methods, metrics = tuple(dict.fromkeys(methods)), tuple(dict.fromkeys(metrics))
+    methods, metrics = list(dict.fromkeys(methods)), list(dict.fromkeys(metrics))
+    check_names("method", methods, METHODS, "riba.METHODS")
+    check_names("metric", metrics, METRICS, "riba.evaluation.METRICS")
+    if explain not in EXPLAIN:
+        raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     folder = None if out is None else Path(out).resolve()
-    request = Request(methods, metrics, seed, explain, folder)
-    chosen, rows, unreadable = read_once(wb, samples, request)
-    frames = [] if folder is None else _open(wb, request)
-    jobs = list(_jobs(rows, request, frames, batch))
+    chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
+    frames = [] if folder is None else _open(wb, folder, seed, explain)
+    digests = [row["digest"] for row in rows]
+    measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
+    jobs = list(_jobs(digests, methods, metrics, measured, batch))
     blocks = (
-        Block(**stacked(chosen[places]), rows=[rows[i] for i in places], jobs=job, request=request)
+        Block(*stacked(chosen[places]), [rows[i] for i in places], job, seed, explain, folder)
         for places, job in jobs
     )
+    if executor is None:
+        tables = chain.from_iterable(block.results(wb) for block in blocks)
+    else:
+        tables = _elsewhere(wb, blocks, folder, executor, ahead)
     total = sum(len(places) * len(job) for places, job in jobs)
     with progress.counter("maps", total) as bar:
-        for frame in _run(wb, blocks, folder, executor, ahead):
+        for frame in tables:
             frames.append(frame)
             bar.update(frame["digest"].nunique())
     if unreadable:
         reasons = "; ".join(unreadable)
         warnings.warn(f"{len(unreadable)} samples were left out: {reasons}", stacklevel=2)
-    digests = [row["digest"] for row in rows]
-    orders = {"method": methods, "digest": digests, "metric": metrics, "mask": MASKS}
-    return _in_order(pd.concat(frames, ignore_index=True), orders)
-
-
-def _in_order(table: pd.DataFrame, orders: dict[str, Sequence[str]]) -> pd.DataFrame:
-    """The rows with values of ``orders`` in these columns, sorted in the order of the values."""
-    places = {column: pd.Index(values) for column, values in orders.items()}
-    table = table[table[list(orders)].isin(orders).all(axis=1)].drop_duplicates(KEYS)
-    return table.sort_values(
-        list(orders),
-        key=lambda column: places[column.name].get_indexer(column),
-        ignore_index=True,
-    )
+    table = pd.concat(frames, ignore_index=True).drop_duplicates(KEYS)
+    order = {"method": methods, "digest": digests, "metric": metrics, "mask": MASKS}
+    rows = pd.MultiIndex.from_product(order.values(), names=order).to_frame(index=False)
+    return rows.merge(table)[table.columns]  # in the order of the arguments
 
 
 def _jobs(
-    rows: list[dict], request: Request, frames: list[pd.DataFrame], batch: int
+    digests: list[str], methods: list[str], metrics: list[str], measured: set[tuple], batch: int
 ) -> Iterator[tuple[list[int], Jobs]]:
-    """What ``frames`` lack: up to ``batch`` samples, and methods with the metrics of each."""
-    measured = set()
-    for frame in frames:
-        columns = frame[["digest", "method", "metric"]]
-        measured.update(columns.itertuples(index=False, name=None))
+    """What is not ``measured``: up to ``batch`` samples, and methods with the metrics of each."""
 
     def missing(place: int) -> Jobs:
-        digest, jobs = rows[place]["digest"], []
-        for method in request.methods:
-            metrics = [m for m in request.metrics if (digest, method, m) not in measured]
-            if metrics:
-                jobs.append((method, metrics))
-        return jobs
+        at = digests[place]
+        jobs = {name: [m for m in metrics if (at, name, m) not in measured] for name in methods}
+        return [(name, lacking) for name, lacking in jobs.items() if lacking]
 
-    for jobs, group in groupby(range(len(rows)), missing):
-        places = list(group)
-        if jobs:
-            for start in range(0, len(places), batch):
-                yield places[start : start + batch], jobs
+    for jobs, group in groupby(range(len(digests)), missing):
+        places = list(group) if jobs else []
+        for start in range(0, len(places), batch):
+            yield places[start : start + batch], jobs
 
 
-def _run(
-    wb: Workbench,
-    blocks: Iterator[Block],
-    folder: Path | None,
-    executor: Executor | None,
-    ahead: int,
+def _elsewhere(
+    wb: Workbench, blocks: Iterator[Block], folder: Path | None, executor: Executor, ahead: int
 ) -> Iterator[pd.DataFrame]:
-    if executor is None:
-        for block in blocks:
-            yield from block.results(wb)
-        return
     threads = isinstance(executor, ThreadPoolExecutor)
     with nullcontext(wb) if threads else packed(wb, folder) as bench:
         for frames in results(executor, partial(_work, bench), blocks, ahead):
@@ -180,9 +166,8 @@ def _work(bench: Workbench | Path, block: Block) -> list[pd.DataFrame]:
         return list(block.results(unpacked(bench) if isinstance(bench, Path) else bench))
 
 
-def _open(wb: Workbench, request: Request) -> list[pd.DataFrame]:
+def _open(wb: Workbench, folder: Path, seed: int, explain: str) -> list[pd.DataFrame]:
     """Make the folder, or read what was measured there with the same settings and seed."""
-    folder = request.folder
     is_new = not (folder / SETTINGS).is_file()
     if is_new and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(
@@ -193,8 +178,8 @@ def _open(wb: Workbench, request: Request) -> list[pd.DataFrame]:
         "band": BAND,
         "sets": wb.sets and [list(classes) for classes in wb.sets],
         "top": wb.top,
-        "explain": request.explain,
+        "explain": explain,
         "precision": wb.precision and str(wb.precision),
     }
     open_folder(folder, settings)
-    return [part for part in read_parts(folder) if (part["seed"] == request.seed).all()]
+    return [part for part in read_parts(folder) if (part["seed"] == seed).all()]

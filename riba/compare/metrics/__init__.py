@@ -1,13 +1,12 @@
 """Measures of a map: localisation against masks, and faithfulness to the network."""
 
-from riba.compare.metrics.faithfulness import (
+from riba.compare.metrics.faithfulness import (  # noqa: F401
     FAITHFULNESS,
     degradation,
     deletion,
     insertion,
-    sensitivity_n,
 )
-from riba.compare.metrics.localisation import (
+from riba.compare.metrics.localisation import (  # noqa: F401
     LOCALISATION,
     allocation_area,
     allocation_curve,
@@ -26,28 +25,3 @@ from riba.compare.metrics.localisation import (
     rank_skill,
     two_object_contrast,
 )
-
-__all__ = [
-    "FAITHFULNESS",
-    "LOCALISATION",
-    "allocation_area",
-    "allocation_curve",
-    "auroc",
-    "average_precision",
-    "best_at_stride",
-    "border_band",
-    "bounding_box_ratio",
-    "boxes",
-    "degradation",
-    "deletion",
-    "effective_heat_ratio",
-    "energy_pointing_game",
-    "insertion",
-    "iou_at_k",
-    "mass_accuracy",
-    "pointing_game",
-    "rank_accuracy",
-    "rank_skill",
-    "sensitivity_n",
-    "two_object_contrast",
-]
