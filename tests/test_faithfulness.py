@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -15,6 +16,7 @@ from riba.compare.metrics import (
     deletion,
     faithfulness,
     insertion,
+    sensitivity_n,
 )
 
 HEIGHT, WIDTH = 16, 24
@@ -77,16 +79,18 @@ def sigmoid(x):
 
 
 class Watched(nn.Module):
-    """Keeps the batches that a network was shown."""
+    """Keeps the batches that a network was shown, and what it said."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.seen = model.eval(), []
+        self.model, self.seen, self.said = model.eval(), [], []
         self.eval()
 
     def forward(self, images):
+        logits = self.model(images)
         self.seen.append(images.clone())
-        return self.model(images)
+        self.said.append(logits)
+        return logits
 
 
 # --- slow twins ----------------------------------------------------------------------------------
@@ -167,6 +171,31 @@ def test_degradation_against_a_slow_twin(steps, tile, build, images, maps):
     assert scores.tolist() == pytest.approx(slow)
 
 
+@networks
+def test_sensitivity_against_what_the_network_was_shown(build, images, maps):
+    watched, images = Watched(build()), images.sign()  # no pixel is grey by itself
+    shares = [0.001, 0.1, 0.5]  # the first is less than a pixel
+    score = sensitivity_n(watched, images, TARGETS, maps, shares=shares, subsets=13)
+    whole, *rest = zip(watched.seen, watched.said, strict=True)
+    assert torch.equal(whole[0], images)
+    assert len(rest) == 3 * 13
+    correlations, subsets = [], set()
+    for share, start in zip(shares, range(0, 39, 13), strict=True):
+        relevance, drops = [], []
+        for shown, logits in rest[start : start + 13]:
+            holes = (shown == 0).all(1)
+            assert torch.equal(shown, images * ~holes[:, None])
+            assert (holes == holes[0]).all()
+            assert holes[0].sum() == max(1, round(share * PIXELS))
+            subsets.add(tuple(holes[0].flatten().tolist()))
+            relevance.append((maps * holes).sum((1, 2)).numpy())
+            drops.append((whole[1] - logits)[range(3), TARGETS].detach().numpy())
+        pairs = zip(np.array(relevance).T, np.array(drops).T, strict=True)
+        correlations.append([np.corrcoef(a, b)[0, 1] for a, b in pairs])
+    assert len(subsets) == 39
+    assert score.tolist() == pytest.approx(np.mean(correlations, axis=0).tolist())
+
+
 # --- by hand -------------------------------------------------------------------------------------
 
 
@@ -214,6 +243,35 @@ def test_degradation_by_hand():
     assert degradation(model, image, [0], tiles[None], steps=8).item() == pytest.approx(halves)
 
 
+def test_sensitivity_of_a_linear_network_by_hand(images):
+    model = linear()
+    exact = (images * model.weight.detach()[TARGETS]).sum(1)
+    for scale, score in [(1, 1), (-1, -1), (100, 1), (1e-5, 1)]:
+        got = sensitivity_n(model, images, TARGETS, scale * exact)
+        assert got.tolist() == pytest.approx([score] * 3)
+    # all subsets hold as many pixels: a constant more or less per pixel changes nothing
+    assert sensitivity_n(model, images, TARGETS, exact + 7).tolist() == pytest.approx([1] * 3)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -0.1, 1e3])
+def test_sensitivity_of_a_constant_map_is_none(constant, images):
+    maps = torch.full((3, HEIGHT, WIDTH), constant)
+    assert sensitivity_n(linear(), images, TARGETS, maps).tolist() == [0, 0, 0]
+
+
+def test_sensitivity_of_a_network_that_does_not_look_is_none(images, maps):
+    blind = Weighted(torch.zeros(3, 3, HEIGHT, WIDTH)).eval()
+    assert sensitivity_n(blind, images, TARGETS, maps).tolist() == [0, 0, 0]
+
+
+def test_sensitivity_ignores_the_unit_of_the_map(images):
+    model = linear()
+    exact = (images * model.weight.detach()[TARGETS]).sum(1)
+    assert sensitivity_n(model, images, TARGETS, 1e-13 * exact).tolist() == pytest.approx([1] * 3)
+    huge = torch.full((3, HEIGHT, WIDTH), 1e9 / 3, dtype=torch.float64)
+    assert sensitivity_n(model, images, TARGETS, huge).tolist() == [0, 0, 0]
+
+
 # --- good and bad maps ---------------------------------------------------------------------------
 
 
@@ -243,6 +301,7 @@ def test_no_order_beats_the_exact_one(images):
         between = degradation(model, images, first, other, tile=4)
         assert (degradation(model, images, first, loss, tile=4) > between).all()
         assert (degradation(model, images, first, -loss, tile=4) < between).all()
+        assert (sensitivity_n(model, images, first, other).abs() < 0.5).all()
 
 
 def test_degradation_of_the_negated_map_is_its_negative(images, maps):
@@ -285,6 +344,16 @@ def test_probabilities_of_a_set_add_up_and_of_all_classes_are_one(images, maps):
     for metric, certain in [(insertion, 1), (deletion, 1), (degradation, 0)]:
         score = metric(model, images, everything, maps)
         assert score.tolist() == pytest.approx([certain] * 3, abs=1e-12)
+
+
+def test_sensitivity_of_a_set_asks_for_its_logsumexp(images, maps):
+    class Both(nn.Module):
+        def forward(self, x):
+            return linear()(x)[:, [0, 2]].logsumexp(1, keepdim=True)
+
+    pair = torch.tensor([True, False, True]).expand(3, 3)
+    expected = sensitivity_n(Both().eval(), images, [0] * 3, maps)
+    torch.testing.assert_close(sensitivity_n(linear(), images, pair, maps), expected)
 
 
 # --- what the network is shown -------------------------------------------------------------------
@@ -363,6 +432,12 @@ def test_the_seed_fixes_the_score_and_another_gives_another(metric, images):
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(a, metric(linear(), images, TARGETS, coarse))
+
+
+def test_sensitivity_asks_about_fifty_subsets_of_five_sizes(images, maps):
+    watched = Watched(linear())
+    sensitivity_n(watched, images, TARGETS, maps)
+    assert len(watched.seen) == 1 + 5 * 50
 
 
 # --- nothing is touched --------------------------------------------------------------------------
@@ -451,3 +526,9 @@ def test_images_and_networks_that_mislead_are_refused(metric, images, maps):
         metric(convolution(), 100 * images, TARGETS, maps)
     with pytest.raises(ValueError, match="does not take images of 1×"):
         metric(convolution(), images[:, :1], TARGETS, maps)
+
+
+def test_shares_that_leave_nothing_to_compare_are_refused(images, maps):
+    for share in (0.0, 1.0, 1.5):
+        with pytest.raises(ValueError, match="shares must lie between 0 and 1"):
+            sensitivity_n(linear(), images, TARGETS, maps, shares=[share])

@@ -79,7 +79,12 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     add("--pairs", type=int, default=200, help="scenes with two objects")
     add("--slow", type=int, default=50, help="of each for InputIBA")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
-    add("--metrics", nargs="+", default=METRICS, help="names out of riba.evaluation.METRICS")
+    add(
+        "--metrics",
+        nargs="+",
+        default=[metric for metric in METRICS if metric != "sensitivity_n"],
+        help="names out of riba.evaluation.METRICS; by default all but sensitivity_n",
+    )
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0, help="processes; 0 is this one alone")
     add("--out", type=Path, default=DATA / "cache" / "evaluation", help="folder of results")

@@ -5,6 +5,7 @@ from riba.compare.metrics.faithfulness import (  # noqa: F401
     degradation,
     deletion,
     insertion,
+    sensitivity_n,
 )
 from riba.compare.metrics.localisation import (  # noqa: F401
     LOCALISATION,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from riba.method.bottleneck import log_probability
-from riba.method.network import check_images, check_targets, errors_in_words
+from riba.method.network import check_images, check_targets, class_logit, errors_in_words
 
 Targets = Tensor | Sequence[int]
 BLUR = 5.0
@@ -76,8 +76,49 @@ def degradation(
     return _area(model, targets, least_first, images, grey, steps) - morf
 
 
+def sensitivity_n(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets,
+    maps: Tensor,
+    shares: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.4),
+    subsets: int = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Correlation of a subset's relevance with the drop of the logit when it is removed, −1 to 1.
+
+    Ancona et al., "Towards better understanding of gradient-based attribution methods", ICLR 2018:
+    Pearson's correlation over random subsets of n pixels set to grey, here averaged over several n.
+    A constant map has none: 0.
+
+    Parameters
+    ----------
+    shares
+        n as shares of the image.
+    subsets
+        Random subsets per n, the same for every image.
+    """
+    _check(model, images, maps)
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares must lie between 0 and 1, got {tuple(shares)}")
+    flat = maps.detach().flatten(1).double()
+    generator = torch.Generator().manual_seed(seed)
+    whole = _class_logits(model, images, targets)
+    correlations = []
+    for share in shares:
+        count = max(1, round(share * flat.shape[1]))
+        picks = torch.rand(subsets, flat.shape[1], generator=generator).topk(count).indices
+        removed = torch.zeros(subsets, flat.shape[1], dtype=torch.bool)
+        removed = removed.scatter_(1, picks, True).to(images.device)
+        holes = removed.unflatten(1, maps.shape[1:])[:, None]
+        logits = [_class_logits(model, images * ~hole, targets) for hole in holes]
+        drops = whole[:, None] - torch.stack(logits, dim=1)
+        correlations.append(_pearson(flat @ removed.double().T, drops))
+    return torch.stack(correlations).mean(0)
+
+
 FAITHFULNESS: dict[str, Callable[..., Tensor]] = {
-    metric.__name__: metric for metric in (insertion, deletion, degradation)
+    metric.__name__: metric for metric in (insertion, deletion, degradation, sensitivity_n)
 }
 """Measures that ask the network, by name: ``(model, images, targets, maps) -> B``."""
 
@@ -118,6 +159,22 @@ def _area(
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with errors_in_words(images):
         return torch.cat([model(part) for part in images.split(AT_ONCE)])
+
+
+def _class_logits(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
+    logits = _logits(model, images)
+    return class_logit(logits, check_targets(targets, logits)).double()
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation over the last dimension; 0 where one of the two is constant."""
+    centred = [values - values.mean(-1, keepdim=True) for values in (a, b)]
+    constant = [
+        c.norm(dim=-1) <= 1e-9 * v.norm(dim=-1) for c, v in zip(centred, (a, b), strict=True)
+    ]
+    scale = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
+    product = (centred[0] * centred[1]).sum(-1)
+    return torch.where(constant[0] | constant[1], 0.0, product / scale)
 
 
 def _check(model: nn.Module, images: Tensor, maps: Tensor) -> None:
