@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -74,8 +74,8 @@ def verdicts(judge: Judge) -> list[str]:
     places = pd.read_csv(photos.TABLES["backgrounds"], dtype=str, keep_default_na=False)
     for place, row in enumerate(progress.track(places.to_dict("records"), "backgrounds")):
         draw = np.random.default_rng(0)
-        file = photos.FETCHED / "backgrounds" / row["file"]
-        p = judge([photos.random_crop(file, LITE0, draw) for _ in range(CROPS)])
+        photo = photos.read_background(photos.FETCHED / "backgrounds" / row["file"], LITE0)
+        p = judge([photos.random_crop(photo, LITE0, draw) for _ in range(CROPS)])
         best, name = p.amax(1).mean().item(), judge.class_names[p.mean(0).argmax().item()]
         places.loc[place, ["class", "p"]] = name, f"{best:.3f}"
         places.loc[place, "used"] = use_of(row["note"], name, best)
@@ -124,19 +124,20 @@ def fairness(judge: Judge, count: int, split: str = "test") -> dict[str, float]:
         "background alone names the object's class": (single.rank(0, "background") == 0).mean(),
         "object named right": right.mean(),
         "object named right, hard edges": (hard.rank(0) == 0).mean(),
-        "mean probability of the object's classes": single.probability(0).mean(),
+        "mean probability of the object's classes": single.probability().mean(),
         "mean area of the object": single.areas.mean(),
         "smallest area of the object": single.areas.min(),
         "cut-outs": len(set(single.groups)),
         "cut-outs named right in a scene": len(cutouts),
-        "null paste names the cut-out's class": (null.rank_of(single.labels) == 0).mean(),
+        "null paste names the cut-out's class": (null.rank(0, labels=single.labels) == 0).mean(),
         "pairs with both classes in the top two": both_in_top(pair, 2).mean(),
         "pairs with both classes in the top five": both.mean(),
+        "pairs with both classes in the top five, how many": both.sum(),
         "mean area of an object of a pair": pair.areas.mean(),
         "object against scene, both classes in the top two": both_in_top(scene, 2).mean(),
         "object against scene, both classes in the top five": against.mean(),
-        "object against scene, how many": against.sum(),
-        "object against scene, cut-outs": len(set(np.array(scene.groups)[against])),
+        "object against scene, both classes in the top five, how many": against.sum(),
+        "cut-outs of these": len(set(np.array(scene.groups)[against])),
     }
 
 
@@ -152,27 +153,25 @@ class Scenes:
         self.labels = [scene.labels for scene in scenes]
         self.groups = [scene.cutouts[0] for scene in scenes]
         self.areas = np.array([scene.masks[0].mean() for scene in scenes])
-        pictures = {name: [getattr(s, name) for s in scenes] for name in ("image", "background")}
-        self.p = {name: judge(pictures[name]) for name in pictures}
+        self.p = {"image": judge([scene.image for scene in scenes])}
+        if montages.name == split:
+            self.p["background"] = judge([scene.background for scene in scenes])
 
-    def probability(self, which: int) -> np.ndarray:
-        """Probability of label number ``which``, all its classes together."""
+    def probability(self) -> np.ndarray:
+        """Probability of the first label, all its classes together."""
         rows = zip(self.p["image"], self.labels, strict=True)
-        return np.array([p[list(self.sets[labels[which]])].sum().item() for p, labels in rows])
+        return np.array([p[list(self.sets[labels[0]])].sum().item() for p, labels in rows])
 
-    def rank(self, which: int, picture: str = "image") -> np.ndarray:
-        """Place of label number ``which`` among all classes, 0 is the first; the best of a set."""
-        return self.rank_of(self.labels, which, picture)
-
-    def rank_of(
-        self, labels: Sequence[tuple[int, ...]], which: int = 0, picture: str = "image"
+    def rank(
+        self, which: int, picture: str = "image", labels: Sequence[tuple[int, ...]] | None = None
     ) -> np.ndarray:
-        """As :meth:`rank`, of other labels."""
-        return np.array(list(self._ranks(labels, which, picture)))
+        """Place among all classes of label number ``which``, 0 is the first; the best of a set.
 
-    def _ranks(self, labels: Sequence[tuple[int, ...]], which: int, picture: str) -> Iterator[int]:
-        for p, row in zip(self.p[picture], labels, strict=True):
-            yield (p > p[list(self.sets[row[which]])].max()).sum().item()
+        Of the scenes' own labels, or of others.
+        """
+        rows = zip(self.p[picture], labels or self.labels, strict=True)
+        places = ((p > p[list(self.sets[row[which]])].max()).sum() for p, row in rows)
+        return np.array([place.item() for place in places])
 
 
 def both_in_top(scenes: Scenes, count: int) -> np.ndarray:

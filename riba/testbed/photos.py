@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from riba.method.network import near_matches
-from riba.storage import DATA
+from riba.storage import DATA, Memory
 from riba.testbed import datasets, segmentation
 from riba.testbed.datasets import Preparation, Sample
 from riba.testbed.segmentation import Entry, Photos
@@ -72,15 +73,10 @@ def digest() -> str:
     return datasets.files_hash([*FILES, Path(__file__)])
 
 
-def _square(
-    picture: Image.Image,
-    prepare: Preparation,
-    scale: float,
-    across: float,
-    down: float,
-    mirrored: float,
-) -> Image.Image:
-    """A square of ``scale`` of the shorter side at the network's size; the others are in 0–1."""
+def _square(picture: Image.Image, prepare: Preparation, *random: float) -> Image.Image:
+    """A square at the network's size: share of the shorter side, place across and down, mirroring;
+    each in 0–1."""
+    scale, across, down, mirrored = random
     side = min(picture.size) * scale
     left, top = (picture.width - side) * across, (picture.height - side) * down
     size, box = (prepare.crop, prepare.crop), (left, top, left + side, top + side)
@@ -237,15 +233,14 @@ def fetched(class_names: Sequence[str]) -> Collection:
     FileNotFoundError
         They are not here, or not all of them: says what to do.
     """
-    folders = [FETCHED / kind for kind in TABLES]
-    for kind, folder in zip(TABLES, folders, strict=True):
-        for file in pd.read_csv(TABLES[kind])["file"]:
-            if not (folder / file).is_file():
+    for kind, table in TABLES.items():
+        for file in pd.read_csv(table)["file"]:
+            if not (FETCHED / kind / file).is_file():
                 raise FileNotFoundError(
                     f"the photographs are not here (no {kind}/{file}): run `make photos`, or see "
                     "data/README.md"
                 )
-    return collect(*folders, class_names, TABLES)
+    return collect(FETCHED / "cutouts", FETCHED / "backgrounds", class_names, TABLES)
 
 
 def _listed(kind: str, folder: Path | str, tables: Mapping[str, Path | str]) -> pd.DataFrame:
@@ -288,22 +283,29 @@ def read_cutout(file: Path | str) -> Image.Image:
     return picture.crop(alpha.point(lambda value: 255 * (value >= OPAQUE // 8)).getbbox())
 
 
-def random_crop(file: Path | str, prepare: Preparation, draw: np.random.Generator) -> Image.Image:
-    """A random square of a photograph at the network's size, mirrored half of the time.
-
-    Its side is half to all of the shorter side.
+def read_background(file: Path | str, prepare: Preparation) -> Image.Image:
+    """A photograph, no larger than :func:`random_crop` needs where that saves time.
 
     Raises
     ------
     FileNotFoundError, ValueError
         There is no such file, or it cannot be read.
     """
-    photo = Image.fromarray(datasets.read_photo(file, 2 * prepare.crop))
+    return Image.fromarray(datasets.read_photo(file, 2 * prepare.crop))
+
+
+def random_crop(photo: Image.Image, prepare: Preparation, draw: np.random.Generator) -> Image.Image:
+    """A random square of a photograph at the network's size, mirrored half of the time.
+
+    Its side is half to all of the shorter side.
+    """
     return _square(photo, prepare, draw.uniform(0.5, 1), *draw.random(3))
 
 
 # --- montages ------------------------------------------------------------------------------------
 
+DECODED = 16
+"""Backgrounds that are kept in memory, 1 to 3 MB each: decoding one takes longer than all else."""
 KINDS = ("single", "pair", "scene", "null")
 SIZES = {"single": (0.45, 0.8), "pair": (0.42, 0.5)}
 """Longer side of an object as a share of the picture's width, from and to."""
@@ -390,7 +392,7 @@ class Montages(Sequence):
             raise ValueError(f"a scene of kind {kind!r} has no label number {target}")
         self.collection, self.split, self.count = collection, split, count
         self.kind, self.target, self.hard, self.prepare = kind, target, hard, prepare
-        self.class_names = collection.label_names
+        self.class_names, self._photos = collection.label_names, Memory(DECODED)
         self.name = "-".join([split] + [kind] * (kind != "single") + ["hard"] * hard)
         cutouts = [cutout for cutout in collection.cutouts if cutout.split == split]
         self.cutouts = [cutouts[i] for i in np.random.default_rng(0).permutation(len(cutouts))]
@@ -434,21 +436,22 @@ class Montages(Sequence):
         index = range(self.count)[index]
         draw = np.random.default_rng([SPLITS.index(self.split), index])
         place = _pick(self.places, draw)
-        background = random_crop(place.file, self.prepare, draw)
+        background = self._crop(place, draw)
         chosen = [self.cutouts[index % len(self.cutouts)]]
         regions = [(0, 0, self.prepare.crop, self.prepare.crop)]
         if self.kind == "pair":
             chosen.append(self._rival(chosen[0], draw))
             regions = self._halves(draw)
-        pieces = [
-            self._piece(cutout, region, draw)
-            for cutout, region in zip(chosen, regions, strict=True)
-        ]
-        image, paint = background.copy(), None
+        layers = [self._layer(*pair, draw) for pair in zip(chosen, regions, strict=True)]
+        image, paint, masks = background.copy(), None, []
         if self.kind == "null":
             others = [other for other in self.places if other is not place]
-            paint = random_crop(_pick(others, draw).file, self.prepare, draw)
-        masks = [self._paste(image, *piece, paint) for piece in pieces]
+            paint = self._crop(_pick(others, draw), draw)
+        for layer in layers:
+            alpha = layer.getchannel("A")
+            masks.append(np.array(alpha) >= OPAQUE)
+            outline = Image.fromarray(masks[-1]) if self.hard else alpha
+            image.paste(paint or layer, (0, 0), outline)
         labels = [None if paint else cutout.label for cutout in chosen]
         if self.kind == "scene":
             masks.append(~masks[0])
@@ -471,6 +474,10 @@ class Montages(Sequence):
         files = [Path(__file__), *(picture.file for picture in self.cutouts + self.places)]
         return f"montages-{self.name}-{datasets.files_hash(files)}"
 
+    def _crop(self, place: Picture, draw: np.random.Generator) -> Image.Image:
+        read = partial(read_background, place.file, self.prepare)
+        return random_crop(self._photos.once(place.file, read), self.prepare, draw)
+
     def _rival(self, first: Picture, draw: np.random.Generator) -> Picture:
         """A cut-out that has no class in common with the first."""
         sets = self.collection.sets
@@ -488,35 +495,17 @@ class Montages(Sequence):
             halves = [(top, left, height, width) for left, top, width, height in halves]
         return halves if draw.random() < 0.5 else halves[::-1]
 
-    def _piece(
+    def _layer(
         self, cutout: Picture, region: tuple[int, int, int, int], draw: np.random.Generator
-    ) -> tuple[Image.Image, tuple[int, int]]:
-        """A cut-out at its size (RGBA), and where its corner comes to lie, within ``region``."""
+    ) -> Image.Image:
+        """A cut-out somewhere within ``region`` on a transparent picture (RGBA)."""
         left, top, width, height = region
         piece = _mirrored(read_cutout(cutout.file), draw.random())
-        longer = draw.uniform(*SIZES.get(self.kind, SIZES["single"]))
-        factor = longer * self.prepare.crop / max(piece.size)
-        size = [max(1, int(length * factor)) for length in piece.size]
+        longer = draw.uniform(*SIZES.get(self.kind, SIZES["single"])) * self.prepare.crop
+        size = [max(1, int(side * longer / max(piece.size))) for side in piece.size]
         piece = piece.resize(size, self.prepare.interpolation)
-        spare = width - piece.width, height - piece.height
-        across, down = (int(draw.random() * (room + 1)) for room in spare)
-        return piece, (left + across, top + down)
-
-    def _paste(
-        self,
-        image: Image.Image,
-        piece: Image.Image,
-        corner: tuple[int, int],
-        paint: Image.Image | None,
-    ) -> np.ndarray:
-        """Paste a piece, or ``paint`` in its outline, on ``image``; its mask (H×W bool)."""
-        alpha = Image.new("L", image.size)
-        alpha.paste(piece.getchannel("A"), corner)
-        mask = np.array(alpha) >= OPAQUE
-        if self.hard:
-            alpha = Image.fromarray(mask.astype(np.uint8) * 255)
-        if paint is None:
-            paint = image.copy()
-            paint.paste(piece.convert("RGB"), corner)
-        image.paste(paint, (0, 0), alpha)
-        return mask
+        left += int(draw.random() * (width - piece.width + 1))
+        top += int(draw.random() * (height - piece.height + 1))
+        layer = Image.new("RGBA", (self.prepare.crop, self.prepare.crop))
+        layer.paste(piece, (left, top))
+        return layer
