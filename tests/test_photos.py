@@ -1,6 +1,7 @@
 """Photos as they come, and photomontages: exact masks, disjoint splits, fair to the network."""
 
 import io
+import subprocess
 import tarfile
 
 import numpy as np
@@ -472,6 +473,28 @@ def test_pictures_are_taken_out_of_a_package_that_was_put_there(wanted, capsys):
     (place / "cutouts" / "hen.png").write_bytes(b"he")
     with pytest.raises(SystemExit, match=r"birds is not here .*put its \.deb into"):
         get_photos.main(["--out", str(place)])
+
+
+def test_a_package_is_downloaded_and_what_apt_says_is_passed_on(wanted, monkeypatch):
+    place, files = wanted
+    commands = []
+
+    def apt(command, *, cwd, **_settings):
+        commands.append(command[2])
+        if online and "update" in commands:
+            package(cwd / "birds_1.0_all.deb", files)
+        return subprocess.CompletedProcess(command, 100, "", "W: odd\nE: no package birds\n")
+
+    monkeypatch.setattr(get_photos.shutil, "which", lambda name: name)
+    monkeypatch.setattr(get_photos.subprocess, "run", apt)
+    online = False
+    with pytest.raises(SystemExit, match=r"cannot download birds \(E: no package birds\): try"):
+        get_photos.main(["--out", str(place)])
+    assert commands == ["download", "update", "download"]
+    online = True
+    get_photos.main(["--out", str(place)])
+    assert (place / "cutouts" / "hen.png").read_bytes() == b"hen"
+    assert not list(place.glob("**/*.deb"))
 
 
 @pytest.mark.parametrize(
