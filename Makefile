@@ -7,10 +7,13 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab figures test browser model readout evaluation lint clean
+.PHONY: lab photos figures test browser model readout evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+photos: $(READY)  ## photographs with masks, out of Debian's packages (320 MB, once): data/README.md
+	$(BIN)/python -m tools.photos
 
 figures: $(READY)  ## execute every notebook, rewrite figures/
 	$(BIN)/python notebooks/execute.py

@@ -17,6 +17,7 @@ from riba.storage import Memory
 from riba.testbed import datasets, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample, Scenes
 from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, Network
+from riba.testbed.photos import Montages
 from riba.testbed.segmentation import Photos
 
 REFERENCE_IMAGES = 1000
@@ -114,9 +115,9 @@ class Workbench:
         cls,
         model: nn.Module,
         layer: str,
-        photos: Photos | Scenes,
+        photos: Photos | Scenes | Montages,
         *,
-        reference: Photos | Reference | None = None,
+        reference: Photos | Montages | Reference | None = None,
         class_names: Sequence[str] | None = None,
         sets: Sequence[Sequence[int]] | None = None,
         depths: Sequence[str] = (),
@@ -312,9 +313,10 @@ def load(
     model
         A network of the same architecture, used as it is, in place of a new one.
     data, root
-        Photos for a network of torchvision: ``"voc"``, ``"pet"``, or ``"imagenet-s"``, and the
-        folder that holds them (``data/README.md``); or :class:`riba.segmentation.Photos`.
-        Without them, methods that need feature statistics are refused.
+        Photos for an ImageNet network: ``"photos"``, the montages that ``make photos`` gets the
+        pictures of; ``"voc"``, ``"pet"``, or ``"imagenet-s"``, and the folder that holds them
+        (``data/README.md``); or :class:`riba.segmentation.Photos`. A network of torchvision
+        without them has no feature statistics, and methods that need them are refused.
     device
         Device that the network is moved to, such as ``"cuda"``; by default it is not moved.
     precision
@@ -336,10 +338,20 @@ def load(
         _move(model, device)
     layer = known.depths[0] if layer is None else layer
     network.find_layer(model, layer)
+    sets, splits = None, {}
     if isinstance(data, Photos):
         test = reference = data
+        sets = segmentation.sets_of(data)
+    elif data == "photos":
+        collection = photos.fetched(class_names)
+        counts = {"train": REFERENCE_IMAGES, "validation": 1000, "test": 1000}
+        reference, validation, test = (
+            Montages(collection, *split, prepare=prepare) for split in counts.items()
+        )
+        sets, splits = collection.sets, {"validation": validation}
     elif data is not None:
         test, reference = segmentation.splits(data, root, prepare)
+        sets = segmentation.sets_of(test)
     else:
         test, reference = _default_images(name, prepare, class_names)
     wb = Workbench.of(
@@ -348,15 +360,13 @@ def load(
         test,
         reference=reference,
         class_names=class_names,
-        sets=None if data is None else segmentation.sets_of(test),
+        sets=sets,
         depths=known.depths,
         top=known.top,
     )
-    wb = replace(wb, name=name, precision=precision)
     if name in SCENE_NETWORKS:
-        train, validation = Scenes("train", 20_000), Scenes("validation", 1000)
-        return replace(wb, train=train, validation=validation)
-    return wb
+        splits = {"train": Scenes("train", 20_000), "validation": Scenes("validation", 1000)}
+    return replace(wb, name=name, precision=precision, **splits)
 
 
 def _known_network(name: str, data: str | Photos | None) -> Network:
@@ -437,8 +447,10 @@ def crop_reference() -> Reference:
     return Reference(f"crops-{photos.digest()}", photos.LITE0.crop, REFERENCE_IMAGES, crops)
 
 
-def photo_reference(photos: Photos) -> Reference:
-    """Up to a thousand photos, evenly spread over ``photos``."""
+def photo_reference(photos: Photos | Montages) -> Reference:
+    """Up to a thousand photos, evenly spread over ``photos``; montages are all taken."""
+    if isinstance(photos, Montages):
+        return Reference(photos.digest(), photos.prepare.crop, len(photos), photos.batches)
     chosen = photos.spread(REFERENCE_IMAGES)
     batches = partial(segmentation.batches, chosen)
     return Reference(chosen.digest(), photos.prepare.crop, None, batches)
