@@ -335,8 +335,9 @@ def _draw_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
 
 
 def drawing_code() -> str:
-    """Hash of the code that draws the scenes: 12 hexadecimal digits."""
-    return files_hash(sorted(Path(scenes.__file__).parent.glob("*.py")))
+    """Hash of the code and the outlines that draw the scenes: 12 hexadecimal digits."""
+    files = Path(scenes.__file__).parent.glob("*.*")
+    return files_hash(sorted(file for file in files if file.suffix in (".py", ".json")))
 
 
 def files_hash(files: Sequence[Path]) -> str:

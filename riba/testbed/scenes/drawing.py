@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,25 +33,23 @@ _AREAS = ((0.055, 0.24), (0.05, 0.13), (0.04, 0.085))  # share of the image, by 
 
 
 class Kind(NamedTuple):
-    """A class as data: its name, its parts, its surface."""
+    """A class: its name, its parts, its surface (u and v in periods to a field)."""
 
     name: str
-    parts: Callable[[], list[Part]]
+    parts: list[Part]
     surface: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-KINDS = (
-    Kind("fish", shapes.fish, surfaces.scales),
-    Kind("tree", shapes.tree, surfaces.needles),
-    Kind("house", shapes.house, surfaces.bricks),
-    Kind("car", shapes.car, surfaces.checks),
-    Kind("mushroom", shapes.mushroom, surfaces.dots),
-    Kind("boat", shapes.boat, surfaces.planks),
-    Kind("key", shapes.key, surfaces.lattice),
-    Kind("cup", shapes.cup, surfaces.crosses),
-    Kind("bird", shapes.bird, surfaces.chevrons),
-    Kind("umbrella", shapes.umbrella, surfaces.rings),
-)
+def _kinds() -> tuple[Kind, ...]:
+    """The classes of ``classes.json``, in its order."""
+    text = Path(__file__).with_name("classes.json").read_text(encoding="utf-8")
+    return tuple(
+        Kind(name, shapes.parts_of(kind["parts"]), getattr(surfaces, kind["surface"]))
+        for name, kind in json.loads(text).items()
+    )
+
+
+KINDS = _kinds()
 CLASS_NAMES = tuple(kind.name for kind in KINDS)
 
 
@@ -114,7 +114,7 @@ def _labels(seed: int, label: int | None, others: int) -> tuple[int, ...]:
 def _parts(seed: int, index: int, label: int, evidence: str) -> list[Part]:
     if evidence == "surface":
         return shapes.blob(_stream(seed, _OUTLINE, index))
-    return KINDS[label].parts()
+    return KINDS[label].parts
 
 
 def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np.ndarray:
@@ -164,15 +164,16 @@ def _scrap(rng: np.random.Generator, radius: float) -> list[Part]:
     if rng.random() < 0.6:
         outline = outline[:: rng.choice([10, 12, 15, 20])]
     inlay = outline * rng.uniform(0.4, 0.6) + rng.uniform(-0.2, 0.2, 2) * radius
-    specks = [
-        Part(
-            "speck",
-            "light" if rng.random() < 0.5 else "dark",
-            shapes.oval(*rng.uniform(-0.5, 0.5, 2) * radius, *rng.uniform(1.5, 4) * np.ones(2)),
-        )
-        for _ in range(rng.integers(1, 4))
-    ]
-    return _shift([Part("scrap", "main", outline), Part("inlay", "second", inlay), *specks], centre)
+    specks = [_speck(rng, radius) for _ in range(rng.integers(1, 4))]
+    parts = [Part("scrap", "main", outline), Part("inlay", "second", inlay), *specks]
+    return _moved(parts, 1, centre)
+
+
+def _speck(rng: np.random.Generator, distance: float) -> Part:
+    role = "light" if rng.random() < 0.5 else "dark"
+    x, y = rng.uniform(-0.5, 0.5, 2) * distance
+    radius = rng.uniform(1.5, 4)
+    return Part("speck", role, shapes.oval(x, y, radius, radius))
 
 
 # --- Pose and place ------------------------------------------------------------------------------
@@ -190,11 +191,11 @@ def _pose(rng: np.random.Generator, parts: Sequence[Part], area: float) -> tuple
 
 def _unit_area(parts: Sequence[Part]) -> float:
     """Area of an outline in unit coordinates (holes left out)."""
-    return np.count_nonzero(rasterise(_shift(parts, 0.1), Window(0, 0, 2, 2), 100)) / 100**2
+    return np.count_nonzero(rasterise(_moved(parts, 1, 0.1), Window(0, 0, 2, 2), 100)) / 100**2
 
 
-def _shift(parts: Sequence[Part], offset: np.ndarray | float) -> list[Part]:
-    return [part._replace(outline=part.outline + offset) for part in parts]
+def _moved(parts: Sequence[Part], scale: float, offset: np.ndarray | float) -> list[Part]:
+    return [part._replace(outline=part.outline * scale + offset) for part in parts]
 
 
 def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
@@ -203,7 +204,7 @@ def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
     room = SIZE - 2 * _MARGIN
     scale = min(1.0, room / (high - low).max())
     offset = _MARGIN + rng.random(2) * (room - scale * (high - low)) - scale * low
-    return [part._replace(outline=part.outline * scale + offset) for part in parts]
+    return _moved(parts, scale, offset)
 
 
 def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[list[Part]]:
@@ -213,10 +214,7 @@ def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[
     """
     for attempt in range(1000):
         shrink = 0.93 ** (attempt // 25)
-        placed = [
-            _drop(rng, [part._replace(outline=part.outline * shrink) for part in parts])
-            for parts in objects
-        ]
+        placed = [_drop(rng, _moved(parts, shrink, 0)) for parts in objects]
         taken = sum(_footprint(parts).astype(int) for parts in placed)
         if taken.max() <= 1 and not taken[: _TAG_ZONE // 2, : _TAG_ZONE // 2].any():
             return placed
