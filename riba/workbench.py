@@ -16,7 +16,7 @@ from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
 from riba.testbed import datasets, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample, Scenes
-from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, Network
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, build, input_of
 from riba.testbed.segmentation import Photos
 
 REFERENCE_IMAGES = 1000
@@ -328,8 +328,9 @@ def load(
     FileNotFoundError
         The weights are missing, or the data.
     """
-    known = _known_network(name, data)
-    prepare, class_names = known.input(weights)
+    _check_name(name, data)
+    known = NETWORKS[name]
+    prepare, class_names = input_of(name, weights)
     if model is None:
         model = _build(name, weights)
     if device is not None:
@@ -359,13 +360,12 @@ def load(
     return wb
 
 
-def _known_network(name: str, data: str | Photos | None) -> Network:
+def _check_name(name: str, data: str | Photos | None) -> None:
     if name not in NETWORKS:
         near = network.near_matches(name, NETWORKS)
         raise ValueError(f"no workbench called {name!r}; {near} (riba.networks.NETWORKS has all)")
     if name in SCENE_NETWORKS and data is not None:
         raise ValueError(f"{name} knows drawn scenes only: load another network for photos")
-    return NETWORKS[name]
 
 
 def _build(name: str, weights: Path | str | None) -> nn.Module:
@@ -374,9 +374,7 @@ def _build(name: str, weights: Path | str | None) -> nn.Module:
             f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
             "and pass weights=FILE"
         )
-    build = NETWORKS[name].build
-    model = build() if weights is None else build(weights)
-    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    return build(name, weights).to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def _move(model: nn.Module, device: torch.device | str) -> None:
