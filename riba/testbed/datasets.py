@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,8 +78,7 @@ class Scenes(Sequence):
         self.seeds = _seeds(split, count)
         self.target, self.variant = target, variant
         self.prepare, self.class_names = SCENES, scenes.CLASS_NAMES
-        settings = [f"{key}={value}" for key, value in sorted(variant.items())]
-        self.name = "-".join([split, *settings])
+        self.name = "-".join([split, *(f"{key}={value}" for key, value in sorted(variant.items()))])
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -157,13 +157,11 @@ def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > LARGEST_PHOTO:
-                raise ValueError(
-                    f"{path.name} has {picture.width}×{picture.height} pixels, at most "
-                    f"{LARGEST_PHOTO:,} can be read: make it smaller first"
-                )
+                raise Image.DecompressionBombError
             yield picture
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path.name} has far too many pixels: make it smaller first") from error
+    except Image.DecompressionBombError as error:  # Pillow itself raises it for even larger ones
+        most = f"more than {LARGEST_PHOTO:,} pixels"
+        raise ValueError(f"{path.name} has {most}: make it smaller first") from error
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{path.name} is not a picture, whatever its name says: choose a JPEG or PNG"
@@ -281,8 +279,7 @@ def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
 # --- many scenes at once, stored on disk -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Scenes as bytes: pictures N×H×W×3 uint8, labels N×objects, target masks N×H×W bool."""
 
     images: np.ndarray
@@ -325,7 +322,7 @@ def drawn(
     result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.whole(path) as part, part.open("wb") as file:
-        np.savez(file, **vars(result))
+        np.savez(file, **result._asdict())
     return result
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # --- samples -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Files and class of one sample.
 
     Attributes
@@ -179,22 +179,18 @@ def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample],
 # --- data sets -----------------------------------------------------------------------------------
 
 
-def voc(
-    root: Path | str, prepare: Preparation, *, split: str = "val", instances: bool = False
-) -> Photos:
-    """PASCAL VOC 2012 segmentation: a sample per photo and class, or per object.
+def voc(root: Path | str, prepare: Preparation, *, split: str = "val") -> Photos:
+    """PASCAL VOC 2012 segmentation: a sample per photo and class.
 
     Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010.
 
     Parameters
     ----------
     root
-        Folder that holds ``JPEGImages``, ``SegmentationClass``, ``SegmentationObject`` and
-        ``ImageSets/Segmentation``, or one above it (``VOCdevkit/VOC2012``).
+        Folder that holds ``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``, or
+        one above it (``VOCdevkit/VOC2012``).
     split
         ``"train"``, ``"val"`` or ``"trainval"``.
-    instances
-        One sample per object, in place of all objects of a class together.
 
     Raises
     ------
@@ -203,24 +199,17 @@ def voc(
 
     A photo whose mask is missing or damaged has an entry, which raises when it is read.
     """
-    root = _find_folder(root, "VOC2012", "ImageSets")
-    names = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    root = _find_folder(root, "VOC2012", "ImageSets", ("", "VOC2012", "VOCdevkit/VOC2012"))
     entries = []
+    names = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
     for name in progress.track(names, "reading VOC's masks"):
         image = root / "JPEGImages" / f"{name}.jpg"
         mask = root / "SegmentationClass" / f"{name}.png"
         try:
-            objects = codes = palette(mask)
-            if instances:
-                mask = root / "SegmentationObject" / f"{name}.png"
-                objects = palette(mask)
+            codes = np.setdiff1d(palette(mask), [BACKGROUND, VOID]).tolist()
         except (OSError, ValueError):  # raised again when this entry is read
-            entries.append(Entry(name, image, mask, 0))
-            continue
-        for number in np.setdiff1d(objects, [BACKGROUND, VOID]).tolist():
-            label = int(np.bincount(codes[objects == number]).argmax()) - 1
-            suffix = f"-{number}" if instances else ""
-            entries.append(Entry(name + suffix, image, mask, label, number))
+            codes = [1]
+        entries += [Entry(name, image, mask, code - 1, code) for code in codes]
     return Photos(entries, prepare, VOC_CLASSES, palette, data_set="voc")
 
 
@@ -241,10 +230,10 @@ def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photo
     FileNotFoundError
         The folder does not hold the data set; says what is missing.
     """
-    root = _find_folder(root, "oxford-iiit-pet", "annotations")
-    rows = [line.split() for line in _lines(root / "annotations" / f"{split}.txt")]
+    root = _find_folder(root, "oxford-iiit-pet", "annotations", ("", "oxford-iiit-pet"))
     entries, breeds = [], {}
-    for name, number, *_ in rows:
+    for line in _lines(root / "annotations" / f"{split}.txt"):
+        name, number, *_ = line.split()
         label = int(number) - 1
         breeds[label] = name.rsplit("_", 1)[0].replace("_", " ")
         mask = root / "annotations" / "trimaps" / f"{name}.png"
@@ -272,14 +261,9 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
     ValueError
         It holds a class that the subset does not have.
     """
-    root = Path(root)
-    folders = [place for place in (root, *map(root.joinpath, _SUBSETS)) if place.name in _SUBSETS]
-    folder = next((place for place in folders if (place / f"{split}-segmentation").is_dir()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f"{root} does not hold ImageNet-S (no ImageNetS50, ImageNetS300 or ImageNetS919 with "
-            f"a folder {split}-segmentation): {HELP}"
-        )
+    places = ("", *_SUBSETS) if Path(root).name in _SUBSETS else tuple(_SUBSETS)
+    name = "ImageNet-S as ImageNetS50, ImageNetS300 or ImageNetS919"
+    folder = _find_folder(root, name, f"{split}-segmentation", places)
     table = pd.read_csv(DATA / "imagenet_classes.csv").set_index("wordnet")
     codes = table[_SUBSETS[folder.name]]
     entries = []
@@ -398,11 +382,11 @@ def imagenet_sets(data_set: str) -> dict[str, tuple[int, ...]]:
     ValueError
         There is no table for this data set.
     """
-    table = pd.read_csv(DATA / "imagenet_sets.csv")
-    if data_set not in set(table["data_set"]):
-        known = ", ".join(table["data_set"].unique())
+    table = pd.read_csv(DATA / "imagenet_sets.csv", index_col="data_set")
+    if data_set not in table.index:
+        known = ", ".join(table.index.unique())
         raise ValueError(f"no ImageNet classes for {data_set!r}: there are tables for {known}")
-    rows = table[table["data_set"] == data_set].groupby("class", sort=False)["imagenet"]
+    rows = table.loc[data_set].groupby("class", sort=False)["imagenet"]
     return {name: tuple(numbers) for name, numbers in rows}
 
 
@@ -479,10 +463,9 @@ def _pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def _find_folder(root: Path | str, name: str, content: str) -> Path:
-    """``root``, or the folder ``name`` below it, whichever has a folder ``content``."""
-    root = Path(root)
-    for place in (root, root / name, root / "VOCdevkit" / name):
+def _find_folder(root: Path | str, name: str, content: str, places: Sequence[str]) -> Path:
+    """The first of ``places`` below ``root`` that has a folder ``content``."""
+    for place in map(Path(root).joinpath, places):
         if (place / content).is_dir():
             return place
     raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")

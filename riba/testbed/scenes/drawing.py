@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+from skimage.util import montage
 
 from riba.testbed.scenes import shapes, surfaces
 from riba.testbed.scenes.colours import hue_of, lch, object_tones, sway, to_srgb, tones
@@ -32,25 +32,10 @@ _TAG_ZONE = 18  # no object enters this corner, marked or not
 _AREAS = ((0.055, 0.24), (0.05, 0.13), (0.04, 0.085))  # share of the image, by number of others
 
 
-class Kind(NamedTuple):
-    """A class: its name, its parts, its surface (u and v in periods to a field)."""
-
-    name: str
-    parts: list[Part]
-    surface: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def _kinds() -> tuple[Kind, ...]:
-    """The classes of ``classes.json``, in its order."""
-    text = Path(__file__).with_name("classes.json").read_text(encoding="utf-8")
-    return tuple(
-        Kind(name, shapes.parts_of(kind["parts"]), getattr(surfaces, kind["surface"]))
-        for name, kind in json.loads(text).items()
-    )
-
-
-KINDS = _kinds()
-CLASS_NAMES = tuple(kind.name for kind in KINDS)
+_KINDS = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
+CLASS_NAMES = tuple(_KINDS)
+_PARTS = [shapes.parts_of(kind["parts"]) for kind in _KINDS.values()]
+_SURFACES = [getattr(surfaces, kind["surface"]) for kind in _KINDS.values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +82,8 @@ def _stream(seed: int, *name: int) -> np.random.Generator:
 def _check(seed: int, label: int | None, evidence: str, others: int) -> None:
     if not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is {seed}: give a whole number from 0, for instance one of SPLITS")
-    if label is not None and label not in range(len(KINDS)):
-        raise ValueError(f"label is {label}: give a class from 0 to {len(KINDS) - 1}, or None")
+    if label is not None and label not in range(len(CLASS_NAMES)):
+        raise ValueError(f"label is {label}: give one from 0 to {len(CLASS_NAMES) - 1}, or None")
     if evidence not in EVIDENCE:
         raise ValueError(f"evidence is {evidence!r}: choose one of {', '.join(EVIDENCE)}")
     if others not in range(MAX_OTHERS + 1):
@@ -106,15 +91,9 @@ def _check(seed: int, label: int | None, evidence: str, others: int) -> None:
 
 
 def _labels(seed: int, label: int | None, others: int) -> tuple[int, ...]:
-    first = int(_stream(seed, _LABEL).integers(len(KINDS))) if label is None else int(label)
-    steps = 1 + _stream(seed, _OTHERS).permutation(len(KINDS) - 1)[:others]
-    return first, *(int((first + step) % len(KINDS)) for step in steps)
-
-
-def _parts(seed: int, index: int, label: int, evidence: str) -> list[Part]:
-    if evidence == "surface":
-        return shapes.blob(_stream(seed, _OUTLINE, index))
-    return KINDS[label].parts
+    first = int(_stream(seed, _LABEL).integers(len(CLASS_NAMES))) if label is None else int(label)
+    steps = 1 + _stream(seed, _OTHERS).permutation(len(CLASS_NAMES) - 1)[:others]
+    return first, *(int((first + step) % len(CLASS_NAMES)) for step in steps)
 
 
 def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np.ndarray:
@@ -123,11 +102,11 @@ def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np
     Any pattern can then appear, the class's own included: excluding it would reveal the class.
     """
     rng = _stream(seed, _SURFACE, index)
-    choice = rng.integers(len(KINDS) + len(NEUTRAL))
+    choice = rng.integers(len(_SURFACES) + len(NEUTRAL))
     if evidence != "shape":
         choice = label
-    if choice < len(KINDS):
-        return surfaces.class_field(rng, KINDS[choice].surface, angle)
+    if choice < len(_SURFACES):
+        return surfaces.class_field(rng, _SURFACES[choice], angle)
     return surfaces.neutral_field(rng)
 
 
@@ -236,7 +215,9 @@ def _object(
     """An object's posed parts (not placed yet), its pattern and the contrast of the pattern."""
     rng = _stream(seed, _POSE, index)
     depth, area = _depth(rng), np.exp(rng.uniform(*np.log(_AREAS[others]))) * SIZE**2
-    parts, angle = _pose(rng, _parts(seed, index, label, evidence), area)
+    blob = evidence == "surface"
+    parts = shapes.blob(_stream(seed, _OUTLINE, index)) if blob else _PARTS[label]
+    parts, angle = _pose(rng, parts, area)
     return parts, _field(seed, index, label, evidence, angle), depth
 
 
@@ -310,7 +291,5 @@ def draw(
 def contact_sheet(scenes: Sequence[Scene], columns: int) -> np.ndarray:
     """Lay out the scenes' images row by row, H×W×3 uint8; missing tiles are white."""
     rows = -(-len(scenes) // columns)
-    sheet = np.full((rows * columns, SIZE, SIZE, 3), 255, np.uint8)
-    sheet[: len(scenes)] = [scene.image for scene in scenes]
-    tiles = sheet.reshape(rows, columns, SIZE, SIZE, 3)
-    return tiles.swapaxes(1, 2).reshape(rows * SIZE, columns * SIZE, 3)
+    tiles = np.stack([scene.image for scene in scenes])
+    return montage(tiles, fill=(255,) * 3, grid_shape=(rows, columns), channel_axis=-1)
