@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -47,8 +48,7 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     wb = load(arguments.model, **where)
     if arguments.reference is not None:
         reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
-        statistics = reference.statistics(wb.model, wb.layer)
-        wb = replace(wb, reference=reference, statistics=statistics)
+        wb = replace(wb, reference=reference, statistics=reference(wb.model, wb.layer))
     photos = segmentation.unmasked(arguments.photos, wb.prepare, wb.class_names)
     label = None if arguments.label is None else class_number(wb, arguments.label)
     settings = {"method": arguments.method, "class": label, "seed": arguments.seed}
@@ -119,12 +119,9 @@ def explained(
 
 def stored_map(path: Path, digest: str, target: int) -> Tensor | None:
     """The map at ``path``, if it is of this very photo and class."""
-    try:
-        with np.load(path) as stored:
-            if (stored["photo"], stored["target"]) == (digest, target):
-                return torch.from_numpy(stored["map"])
-    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged
-        pass
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path) as stored:
+        if (stored["photo"], stored["target"]) == (digest, target):
+            return torch.from_numpy(stored["map"])
     return None
 
 

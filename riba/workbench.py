@@ -23,32 +23,9 @@ REFERENCE_IMAGES = 1000
 """Number of training scenes, or of photos, that the feature statistics are taken over."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Ordinary images, for feature statistics of any layer.
-
-    Attributes
-    ----------
-    dataset
-        Name of the images; it changes whenever the images change.
-    size
-        Height and width of the images in pixels.
-    count
-        Number of images; None: as many as can be read.
-    batches
-        Returns the images as batches (B×3×H×W).
-    """
-
-    dataset: str
-    size: int
-    count: int | None
-    batches: Callable[[], Iterable[Tensor]]
-
-    def statistics(self, model: nn.Module, layer: str) -> FeatureStatistics:
-        """Statistics of ``layer``: read from the cache on disk, or fitted and stored there."""
-        return FeatureStatistics.cached(
-            model, layer, self.batches, dataset=self.dataset, count=self.count, size=self.size
-        )
+Reference = Callable[[nn.Module, str], FeatureStatistics]
+"""Takes a network and a layer; returns the layer's statistics over a set of ordinary images, from
+the cache on disk where they are there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +53,7 @@ class Workbench:
     prepare
         How pictures become input of the network.
     reference
-        Images for the statistics of other layers; None: there are none.
+        Gives the statistics of other layers; None: there are no images to take them over.
     sets
         For each label of the data, the classes of the network that it stands for; empty where it
         has no counterpart. None: the labels are the network's classes.
@@ -134,7 +111,7 @@ class Workbench:
             Samples to explain (``wb.test``), with their preparation.
         reference
             A thousand or more photos for the feature statistics, which also become ``wb.train``
-            and ``wb.validation``; or images without samples. By default ``photos``.
+            and ``wb.validation``; or a function that gives statistics. By default ``photos``.
         class_names
             Name of each class of the network; by default the photos', where there are as many.
         sets
@@ -151,15 +128,15 @@ class Workbench:
         """
         for layer_name in (layer, *depths, top or layer):
             network.find_layer(model, layer_name)
-        samples = photos if reference is None else reference
-        if isinstance(samples, Reference):
-            images, samples = samples, ()
+        if callable(reference):
+            fit, samples = reference, ()
         else:
-            images = photo_reference(samples) if len(samples) else None
+            samples = photos if reference is None else reference
+            fit = photo_reference(samples) if len(samples) else None
         return cls(
             model=model,
             layer=layer,
-            statistics=images and images.statistics(model, layer),
+            statistics=fit and fit(model, layer),
             train=samples,
             validation=samples,
             test=photos,
@@ -168,7 +145,7 @@ class Workbench:
             top=top or layer,
             name="",
             prepare=photos.prepare,
-            reference=images,
+            reference=fit,
             sets=None if sets is None else tuple(map(tuple, sets)),
             label_names=photos.class_names,
         )
@@ -231,7 +208,7 @@ class Workbench:
                 f"no images to take feature statistics of {layer} over: load the workbench with "
                 "data=, or pass photos to Workbench.of"
             )
-        fit = partial(self.reference.statistics, self.model, layer)
+        fit = partial(self.reference, self.model, layer)
         return self.memory.once(("statistics", layer), fit)
 
     def explicit(self, layers: Sequence[str], images: Tensor) -> Explicit:
@@ -353,11 +330,9 @@ def load(
         depths=known.depths,
         top=known.top,
     )
-    wb = replace(wb, name=name, precision=precision)
     if name in SCENE_NETWORKS:
-        train, validation = Scenes("train", 20_000), Scenes("validation", 1000)
-        return replace(wb, train=train, validation=validation)
-    return wb
+        wb = replace(wb, train=Scenes("train", 20_000), validation=Scenes("validation", 1000))
+    return replace(wb, name=name, precision=precision)
 
 
 def _check_name(name: str, data: str | Photos | None) -> None:
@@ -417,9 +392,9 @@ def _layers_below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[s
 
 
 def scene_reference() -> Reference:
-    """The first thousand training scenes."""
+    """Statistics over the first thousand training scenes."""
     dataset = f"scenes-train-{datasets.drawing_code()}"
-    return Reference(dataset, scenes.SIZE, REFERENCE_IMAGES, reference_images)
+    return _reference(reference_images, dataset, REFERENCE_IMAGES, scenes.SIZE)
 
 
 def reference_images() -> list[Tensor]:
@@ -430,13 +405,20 @@ def reference_images() -> list[Tensor]:
 
 
 def crop_reference() -> Reference:
-    """A thousand crops of the photographs of scikit-image."""
+    """Statistics over a thousand crops of the photographs of scikit-image."""
     crops = partial(photos.crops, REFERENCE_IMAGES)
-    return Reference(f"crops-{photos.digest()}", photos.LITE0.crop, REFERENCE_IMAGES, crops)
+    return _reference(crops, f"crops-{photos.digest()}", REFERENCE_IMAGES, photos.LITE0.crop)
 
 
 def photo_reference(photos: Photos) -> Reference:
-    """Up to a thousand photos, evenly spread over ``photos``."""
+    """Statistics over up to a thousand photos, evenly spread over ``photos``."""
     chosen = photos.spread(REFERENCE_IMAGES)
     batches = partial(segmentation.batches, chosen)
-    return Reference(chosen.digest(), photos.prepare.crop, None, batches)
+    return _reference(batches, chosen.digest(), None, photos.prepare.crop)
+
+
+def _reference(
+    batches: Callable[[], Iterable[Tensor]], dataset: str, count: int | None, size: int
+) -> Reference:
+    facts = {"dataset": dataset, "count": count, "size": size}
+    return partial(FeatureStatistics.cached, images=batches, **facts)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, conv1x1
 
 from riba.method.readout import ReadoutBottleneck, new_readout
 from riba.method.statistics import FeatureStatistics, check_statistics
@@ -98,8 +98,8 @@ def small_resnet(weights: Path | str | None = None) -> nn.Module:
 def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
     if stride == 1:
         return BasicBlock(inputs, outputs)
-    shortcut = [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)]
-    return BasicBlock(inputs, outputs, stride, nn.Sequential(*shortcut))
+    shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, stride, shortcut)
 
 
 def _scene_classifier(
@@ -303,14 +303,11 @@ NETWORKS = {
 """All networks that :func:`riba.load` knows, by name. The layer is the published one for VGG16
 (conv4_1, stride 8) and the corresponding one elsewhere; the depths of networks of photos correspond
 to those of the bundled network, and were not chosen on photos."""
-BUILDERS = {
-    "scenenet": scenenet,
-    "small-resnet": small_resnet,
-    "efficientnet-lite0": efficientnet_lite0,
-}
+OWN = {"scenenet": scenenet, "small-resnet": small_resnet, "efficientnet-lite0": efficientnet_lite0}
+"""What builds the networks that are not torchvision's."""
 SCENE_NETWORKS = ("scenenet", "small-resnet")
 """Networks of the procedural scenes."""
-IMAGENET = tuple(name for name in NETWORKS if name not in BUILDERS)
+IMAGENET = tuple(name for name in NETWORKS if name not in OWN)
 """Networks of torchvision."""
 
 
@@ -322,7 +319,7 @@ def build(name: str, weights: Path | str | None = None) -> nn.Module:
     FileNotFoundError, ValueError
         As the function of that network.
     """
-    builder = BUILDERS.get(name, partial(torchvision_network, name))
+    builder = OWN.get(name, partial(torchvision_network, name))
     return builder() if weights is None else builder(weights)
 
 

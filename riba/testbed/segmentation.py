@@ -101,8 +101,9 @@ class Photos(Sequence):
             return replace(self, entries=self.entries[index])
         entry = self.entries[index]
         picture = datasets.read_photo(entry.image)
+        image = self.prepare.image(picture)
         if entry.mask is None:
-            return datasets.Sample(self.prepare.image(picture), entry.label, None, name=entry.name)
+            return datasets.Sample(image, entry.label, None, name=entry.name)
         codes = self.decode(entry.mask)
         if picture.shape[:2] != codes.shape:
             raise ValueError(
@@ -112,14 +113,9 @@ class Photos(Sequence):
         codes = torch.from_numpy(self.prepare.square(codes))
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
-        return datasets.Sample(
-            image=self.prepare.image(picture),
-            label=entry.label,
-            mask=mask,
-            other=other if other.any() else None,
-            name=f"{entry.name}-{self.class_names[entry.label]}",
-            void=void if void.any() else None,
-        )
+        other, void = (pixels if pixels.any() else None for pixels in (other, void))
+        name = f"{entry.name}-{self.class_names[entry.label]}"
+        return datasets.Sample(image, entry.label, mask, other, name, void)
 
     def spread(self, count: int) -> Photos:
         """Up to ``count`` different photos, evenly spread over all; each once."""
@@ -303,13 +299,9 @@ def folder(
     ValueError
         There are no photos, or one has no label.
     """
-    images, masks = Path(images), Path(masks)
-    photos = _pictures(images)
-    if not masks.is_dir():
-        raise FileNotFoundError(f"no folder {masks}: check the path")
-    by_name = {path.stem: path for path in sorted(masks.iterdir(), reverse=True)}  # first wins
+    by_name = {mask.stem: mask for mask in sorted(Path(masks).iterdir(), reverse=True)}
     entries = []
-    for photo in photos:
+    for photo in _pictures(Path(images)):
         if photo.stem not in by_name:
             raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
         if photo.stem not in labels:
