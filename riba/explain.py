@@ -1,4 +1,8 @@
-"""Maps of a photo or of a folder of photos, from a shell: ``python -m riba.explain --help``."""
+"""Explain a photo, or every photo of a folder, from a shell: ``python -m riba.explain``.
+
+Of each: NAME.npz with the map (H×W, as the network saw the photo) and NAME.png to look at; maps.csv
+lists all. Run it again after a stop: it goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -133,12 +137,7 @@ def sheet(rgb: np.ndarray, values: Tensor) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: ``python -m riba.explain --help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m riba.explain",
-        description="Explain a photo, or every photo of a folder. Of each: NAME.npz with the map "
-        f"(H×W, as the network saw the photo) and NAME.png to look at; {TABLE} lists all. Run it "
-        "again after a stop: it goes on where it was.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m riba.explain", description=__doc__)
     add = parser.add_argument
     add("photos", type=Path, help="a photo, or a folder of photos")
     add("--out", type=Path, required=True, help="folder for the maps")
@@ -147,12 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--label", help="class to explain, its number or name; else the prediction")
     add("--layer", help="where the bottleneck sits; else the network's default")
     add("--weights", help="file of weights, or name of published ones")
-    add(
-        "--reference",
-        type=Path,
-        help="folder of a thousand or more ordinary photos for the feature statistics; a VGG or "
-        "ResNet of torchvision has none without it",
-    )
+    add("--reference", type=Path, help="a thousand or more ordinary photos, for the statistics")
     add("--device", help="cuda, or cpu")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

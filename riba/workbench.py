@@ -326,7 +326,7 @@ def load(
         test,
         reference=reference,
         class_names=class_names,
-        sets=None if data is None else segmentation.sets_of(test),
+        sets=None if data is None else test.sets,
         depths=known.depths,
         top=known.top,
     )

@@ -86,14 +86,11 @@ class Scenes(Sequence):
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
         masks = torch.from_numpy(scene.masks)
-        others = [row for row in range(len(masks)) if row != self.target]
-        return Sample(
-            image=SCENES.normalise(scene.image),
-            label=scene.labels[self.target],
-            mask=masks[self.target],
-            other=masks[others].any(0) if others else None,
-            name=f"{self.name}-{self.seeds[index] - self.seeds[0]}",
-        )
+        rows = [row for row in range(len(masks)) if row != self.target]
+        image, label = SCENES.normalise(scene.image), scene.labels[self.target]
+        other = masks[rows].any(0) if rows else None
+        name = f"{self.name}-{self.seeds[index] - self.seeds[0]}"
+        return Sample(image, label, masks[self.target], other, name)
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene itself, with its parts, other objects and background."""
@@ -163,9 +160,7 @@ def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
         most = f"more than {LARGEST_PHOTO:,} pixels"
         raise ValueError(f"{path.name} has {most}: make it smaller first") from error
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{path.name} is not a picture, whatever its name says: choose a JPEG or PNG"
-        ) from error
+        raise ValueError(f"{path.name} is not a picture, whatever its name says") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
 

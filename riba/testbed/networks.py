@@ -58,16 +58,14 @@ def scenenet(weights: Path | str | None = SCENENET_WEIGHTS, *, norm: bool = Fals
     FileNotFoundError, ValueError
         The weights file is missing, or truncated, or belongs to another network.
     """
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (16, "pool", 32, 32, "pool", 64, 64, "pool", 96, 96, 96):
-        if width == "pool":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not norm))
-        layers += [nn.BatchNorm2d(width)] * norm + [nn.ReLU()]
-        channels = width
-    return _scene_classifier(layers, channels, weights)
+    layers, channels = [], 3
+    for stage in ((16,), (32, 32), (64, 64), (96, 96, 96)):
+        for width in stage:
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not norm))
+            layers += [nn.BatchNorm2d(width)] * norm + [nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return _scene_classifier(layers[:-1], channels, weights)
 
 
 def small_resnet(weights: Path | str | None = None) -> nn.Module:
@@ -90,8 +88,7 @@ def small_resnet(weights: Path | str | None = None) -> nn.Module:
         As :func:`scenenet`.
     """
     stem = [nn.Conv2d(3, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-    widths = ((32, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1))
-    blocks = [_block(*width) for width in widths]
+    blocks = [_block(32, 32, 1), _block(32, 64, 2), _block(64, 96, 2), _block(96, 96, 1)]
     return _scene_classifier([*stem, *blocks], 96, weights)
 
 
@@ -102,9 +99,7 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
     return BasicBlock(inputs, outputs, stride, shortcut)
 
 
-def _scene_classifier(
-    layers: list[nn.Module], channels: int, weights: Path | str | None
-) -> nn.Module:
+def _scene_classifier(layers: list, channels: int, weights: Path | str | None) -> nn.Module:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
     model = nn.Sequential(OrderedDict(features=nn.Sequential(*layers), classifier=head))
     if weights is not None:
@@ -239,20 +234,14 @@ def load_weights(model: nn.Module, path: Path | str, *, renamed: bool = False) -
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}: check the path of the file (`make model` trains the bundled "
-            "network anew)"
-        )
+        raise FileNotFoundError(f"no weights at {path}: check the path (`make model` trains ours)")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as weights ({reason}): it is truncated or of another kind; "
-            "get it again"
-        ) from error
+        raise ValueError(f"{path} cannot be read as weights ({reason}): get it again") from error
 
 
 # --- the bundled readout ---------------------------------------------------------------------

@@ -76,15 +76,16 @@ class Photos(Sequence):
         Name of each class number.
     decode
         Reads a mask file as H×W codes: 0 is background, 1000 unlabelled, others are objects.
-    data_set
-        Name of the table that maps its classes to ImageNet's (:func:`imagenet_sets`); empty: none.
+    sets
+        ImageNet classes of each class, empty without a counterpart (:func:`imagenet_sets`); None:
+        labels are meant as the network's own.
     """
 
     entries: Sequence[Entry]
     prepare: Preparation
     class_names: tuple[str, ...]
     decode: Callable[[Path], np.ndarray]
-    data_set: str = ""
+    sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -197,8 +198,8 @@ def voc(root: Path | str, prepare: Preparation, *, split: str = "val") -> Photos
     """
     root = _find_folder(root, "VOC2012", "ImageSets", ("", "VOC2012", "VOCdevkit/VOC2012"))
     entries = []
-    names = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
-    for name in progress.track(names, "reading VOC's masks"):
+    rows = _rows(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    for name, *_ in progress.track(rows, "reading VOC's masks"):
         image = root / "JPEGImages" / f"{name}.jpg"
         mask = root / "SegmentationClass" / f"{name}.png"
         try:
@@ -206,7 +207,7 @@ def voc(root: Path | str, prepare: Preparation, *, split: str = "val") -> Photos
         except (OSError, ValueError):  # raised again when this entry is read
             codes = [1]
         entries += [Entry(name, image, mask, code - 1, code) for code in codes]
-    return Photos(entries, prepare, VOC_CLASSES, palette, data_set="voc")
+    return Photos(entries, prepare, VOC_CLASSES, palette, _sets("voc", VOC_CLASSES))
 
 
 def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photos:
@@ -228,14 +229,13 @@ def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photo
     """
     root = _find_folder(root, "oxford-iiit-pet", "annotations", ("", "oxford-iiit-pet"))
     entries, breeds = [], {}
-    for line in _lines(root / "annotations" / f"{split}.txt"):
-        name, number, *_ = line.split()
+    for name, number, *_ in _rows(root / "annotations" / f"{split}.txt"):
         label = int(number) - 1
         breeds[label] = name.rsplit("_", 1)[0].replace("_", " ")
         mask = root / "annotations" / "trimaps" / f"{name}.png"
         entries.append(Entry(name, root / "images" / f"{name}.jpg", mask, label))
     names = [breeds.get(label, f"breed {label}") for label in range(max(breeds) + 1)]
-    return Photos(entries, prepare, tuple(names), trimap, data_set="pet")
+    return Photos(entries, prepare, tuple(names), trimap, _sets("pet", names))
 
 
 def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validation") -> Photos:
@@ -267,8 +267,7 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
         wordnet = mask.parent.name
         if not codes.get(wordnet, 0) > 0:
             raise ValueError(
-                f"{folder.name} has no class {wordnet}: "
-                f"remove {mask.parent}, or pass a larger subset"
+                f"{folder.name} has no class {wordnet}: remove it, or pass a larger subset"
             )
         image = folder / split / wordnet / f"{mask.stem}.JPEG"
         label = int(table["imagenet"][wordnet])
@@ -382,15 +381,9 @@ def imagenet_sets(data_set: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(numbers) for name, numbers in rows}
 
 
-def sets_of(photos: Photos) -> tuple[tuple[int, ...], ...] | None:
-    """ImageNet classes of each class of a data set, empty without a counterpart.
-
-    None where there is no table, and labels are meant as the network's own.
-    """
-    if not photos.data_set:
-        return None
-    sets = imagenet_sets(photos.data_set)
-    return tuple(sets.get(name, ()) for name in photos.class_names)
+def _sets(data_set: str, class_names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    sets = imagenet_sets(data_set)
+    return tuple(sets.get(name, ()) for name in class_names)
 
 
 # --- mask files ----------------------------------------------------------------------------------
@@ -463,8 +456,9 @@ def _find_folder(root: Path | str, name: str, content: str, places: Sequence[str
     raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")
 
 
-def _lines(path: Path) -> list[str]:
+def _rows(path: Path) -> list[list[str]]:
+    """The words of every line of a list; blank lines and comments are left out."""
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}: is this split part of the data set?")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row and not row[0].startswith("#")]
