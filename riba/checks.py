@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.stats import spearmanr
@@ -25,8 +25,7 @@ from riba.testbed import segmentation
 Function = Callable[..., object]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether an answer is right, and one sentence on it."""
 
     right: bool
@@ -58,17 +57,14 @@ def _compare(function: Function, case: tuple, expected: Tensor, tolerance: float
     return ""
 
 
-def _checker(
-    cases: Sequence[tuple], praise: str, tolerance: float = 1e-4
-) -> Callable[[Function], Callable[[Function], Verdict]]:
+def _checker(cases: Sequence[tuple], praise: str, tolerance: float = 1e-4) -> Callable:
     """Make the right answer that follows into a checker of a learner's function, on ``cases``."""
 
     def checker_of(answer: Function) -> Callable[[Function], Verdict]:
         def check(function: Function) -> Verdict:
             for case in cases:
                 expected = torch.as_tensor(answer(*case)).double()
-                fault = _compare(function, case, expected, tolerance)
-                if fault:
+                if fault := _compare(function, case, expected, tolerance):
                     return Verdict(False, fault)
             return Verdict(True, praise)
 
@@ -85,6 +81,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 PAIRS = [(_random(6, 6, seed=s), _random(6, 6, seed=s + 9)) for s in range(3)]
 MAPS = [(one - 0.4, other > 0.6) for one, other in PAIRS]
 """Signed maps with masks."""
+RANKS = [*PAIRS, (PAIRS[0][0], PAIRS[0][0].exp())]
 MAPS_OF_TWO = [(one - 0.4, other > 0.7, other < 0.2) for one, other in PAIRS]
 """Signed maps with masks of two objects."""
 MASKS = [(_random(8, 8, seed=s) > 0.6,) for s in range(3)]
@@ -172,10 +169,7 @@ def grid_pointing(values: Tensor, cell: Tensor) -> Tensor:
     return metrics.mass_accuracy(values[None], cell[None])[0]
 
 
-@_checker(
-    [*PAIRS, (PAIRS[0][0], PAIRS[0][0].exp())],
-    "only the order counts: any monotone rescaling leaves it alone",
-)
+@_checker(RANKS, "only the order counts: any monotone rescaling leaves it alone")
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     """Notebook 07: Spearman's correlation of two maps without ties, against SciPy's."""
     return spearmanr(one.flatten(), other.flatten())[0]

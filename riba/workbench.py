@@ -141,7 +141,7 @@ class Workbench:
             validation=samples,
             test=photos,
             class_names=tuple(class_names or _class_names(model, photos)),
-            depths=(layer, *_layers_below(model, layer, depths)),
+            depths=_depths(model, layer, depths),
             top=top or layer,
             name="",
             prepare=photos.prepare,
@@ -184,12 +184,8 @@ class Workbench:
         """
         network.find_layer(self.model, layer)
         depths = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
-        return replace(
-            self,
-            layer=layer,
-            statistics=self.statistics_at(layer),
-            depths=(layer, *_layers_below(self.model, layer, depths)),
-        )
+        depths = _depths(self.model, layer, depths)
+        return replace(self, layer=layer, statistics=self.statistics_at(layer), depths=depths)
 
     def statistics_at(self, layer: str) -> FeatureStatistics | None:
         """Feature statistics of any layer; those of ``self.layer`` may be None.
@@ -204,10 +200,8 @@ class Workbench:
         if layer in self.others:
             return self.others[layer]
         if self.reference is None:
-            raise ValueError(
-                f"no images to take feature statistics of {layer} over: load the workbench with "
-                "data=, or pass photos to Workbench.of"
-            )
+            cure = "load the workbench with data=, or pass photos to Workbench.of"
+            raise ValueError(f"no images to take feature statistics of {layer} over: {cure}")
         fit = partial(self.reference, self.model, layer)
         return self.memory.once(("statistics", layer), fit)
 
@@ -345,10 +339,8 @@ def _check_name(name: str, data: str | Photos | None) -> None:
 
 def _build(name: str, weights: Path | str | None) -> nn.Module:
     if weights is None and name == "small-resnet":
-        raise ValueError(
-            f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
-            "and pass weights=FILE"
-        )
+        command = f"`python -m tools.training {name} --out FILE`"
+        raise ValueError(f"{name} is not bundled: train it ({command}) and pass weights=FILE")
     return build(name, weights).to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
@@ -356,16 +348,12 @@ def _move(model: nn.Module, device: torch.device | str) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"no device {str(device)!r} on this machine ({reason}): use 'cpu'"
-        ) from error
+        problem = f"no device {str(device)!r} on this machine ({str(error).splitlines()[0]})"
+        raise ValueError(f"{problem}: use 'cpu'") from error
 
 
-def _default_images(
-    name: str, prepare: Preparation, class_names: tuple[str, ...]
-) -> tuple[Photos | Scenes, Reference | None]:
-    """Samples to explain and reference images where no data were passed."""
+def _default_images(name: str, prepare: Preparation, class_names: tuple[str, ...]) -> tuple:
+    """Samples to explain, and a reference or None, where no data were passed."""
     if name in SCENE_NETWORKS:
         return Scenes("test", 1000), scene_reference()
     if name == "efficientnet-lite0":
@@ -382,10 +370,10 @@ def _class_names(model: nn.Module, photos: Photos | Scenes) -> tuple[str, ...]:
     return photos.class_names if len(photos.class_names) == count else numbered
 
 
-def _layers_below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
-    """Those of ``depths`` that lie below ``layer``."""
+def _depths(model: nn.Module, layer: str, depths: Iterable[str]) -> tuple[str, ...]:
+    """``layer``, and those of ``depths`` that lie below it."""
     order = network.layer_names(model).index
-    return [name for name in depths if order(name) < order(layer)]
+    return layer, *(name for name in depths if order(name) < order(layer))
 
 
 # --- images for the statistics -------------------------------------------------------------------
@@ -417,8 +405,6 @@ def photo_reference(photos: Photos) -> Reference:
     return _reference(batches, chosen.digest(), None, photos.prepare.crop)
 
 
-def _reference(
-    batches: Callable[[], Iterable[Tensor]], dataset: str, count: int | None, size: int
-) -> Reference:
+def _reference(batches: Callable, dataset: str, count: int | None, size: int) -> Reference:
     facts = {"dataset": dataset, "count": count, "size": size}
     return partial(FeatureStatistics.cached, images=batches, **facts)
