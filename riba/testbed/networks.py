@@ -260,10 +260,10 @@ def scenenet_readout(
     """
     check_statistics(stats)
     if stats.layer != SCENENET_LAYER:
-        raise ValueError(
-            f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}: "
-            "use that layer, or train one with the functions of tools/readout.py"
+        problem = (
+            f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}"
         )
+        raise ValueError(f"{problem}: use that layer, or train one with tools/readout.py")
     readout = new_readout(model, SCENENET_LAYER, READOUT_LAYERS, stats)
     load_weights(readout, weights)
     return ReadoutBottleneck(model, SCENENET_LAYER, stats, readout.eval(), READOUT_LAYERS)

@@ -122,8 +122,8 @@ class Photos(Sequence):
         """Up to ``count`` different photos, evenly spread over all; each once."""
         distinct = list({entry.image: entry for entry in self.entries}.values())
         count = min(count, len(distinct))
-        places = [int(place * len(distinct) / count) for place in range(count)]
-        return replace(self, entries=[distinct[place] for place in places])
+        chosen = [distinct[int(place * len(distinct) / count)] for place in range(count)]
+        return replace(self, entries=chosen)
 
     def digest(self) -> str:
         """Changes with the photos' names and sizes in bytes, and with how they are prepared."""

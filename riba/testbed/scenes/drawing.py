@@ -209,9 +209,7 @@ def _footprint(parts: Sequence[Part]) -> np.ndarray:
 # --- The scene -----------------------------------------------------------------------------------
 
 
-def _object(
-    seed: int, index: int, label: int, evidence: str, others: int
-) -> tuple[list[Part], np.ndarray, float]:
+def _object(seed: int, index: int, label: int, evidence: str, others: int) -> tuple:
     """An object's posed parts (not placed yet), its pattern and the contrast of the pattern."""
     rng = _stream(seed, _POSE, index)
     depth, area = _depth(rng), np.exp(rng.uniform(*np.log(_AREAS[others]))) * SIZE**2
@@ -291,5 +289,5 @@ def draw(
 def contact_sheet(scenes: Sequence[Scene], columns: int) -> np.ndarray:
     """Lay out the scenes' images row by row, H×W×3 uint8; missing tiles are white."""
     rows = -(-len(scenes) // columns)
-    tiles = np.stack([scene.image for scene in scenes])
+    tiles = [scene.image for scene in scenes]
     return montage(tiles, fill=(255,) * 3, grid_shape=(rows, columns), channel_axis=-1)

@@ -36,14 +36,11 @@ def parts_of(rows: Sequence[tuple[str, str, Sequence[Sequence[float]]]]) -> list
     An outline is drawn point after point: ``[x, y]`` is a corner, ``[cx, cy, rx, ry]`` an ellipse,
     and ``[cx, cy, rx, ry, start, stop]`` a sector's rim, as :func:`oval` takes them.
     """
-    return [
-        Part(name, role, np.concatenate([_points(*numbers) for numbers in outline]))
-        for name, role, outline in rows
-    ]
+    return [Part(name, role, _outline(points)) for name, role, points in rows]
 
 
-def _points(x: float, y: float, *radii_and_angles: float) -> np.ndarray:
-    return oval(x, y, *radii_and_angles) if radii_and_angles else np.array([[x, y]])
+def _outline(points: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.concatenate([[row] if len(row) == 2 else oval(*row) for row in points])
 
 
 def blob(rng: np.random.Generator) -> list[Part]:
