@@ -28,8 +28,7 @@ from riba.storage import DATA
 from riba.testbed import datasets
 from riba.testbed.datasets import Preparation
 
-_VOC_WEIGHTS = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
-VOC_CLASSES = tuple(_VOC_WEIGHTS.meta["categories"][1:])
+VOC_CLASSES = tuple(DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
 """The twenty classes, without the background that torchvision lists first."""
 BACKGROUND, VOID = 0, 1000
 """Codes of pixels without an object and of unlabelled pixels, as ImageNet-S has them."""
