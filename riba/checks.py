@@ -79,33 +79,44 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 PAIRS = [(_random(6, 6, seed=s), _random(6, 6, seed=s + 9)) for s in range(3)]
+"""Two maps without ties."""
 MAPS = [(one - 0.4, other > 0.6) for one, other in PAIRS]
 """Signed maps with masks."""
 RANKS = [*PAIRS, (PAIRS[0][0], PAIRS[0][0].exp())]
+"""Two maps, the last the rescaled first."""
 MAPS_OF_TWO = [(one - 0.4, other > 0.7, other < 0.2) for one, other in PAIRS]
 """Signed maps with masks of two objects."""
 MASKS = [(_random(8, 8, seed=s) > 0.6,) for s in range(3)]
+"""Masks of a larger image."""
 CELLS = torch.zeros(2, 8, 8, dtype=torch.bool)
 CELLS[0, :4, :4] = CELLS[1, 4:, :4] = True
 """Masks of two quarters of an image."""
 MOSAICS = [(_random(8, 8) - 0.4, CELLS[0]), (_random(8, 8, seed=1) - 0.4, CELLS[1])]
+"""Signed maps with the mask of one quarter."""
 EMPTY = (torch.zeros(8, 8), CELLS[0])
+"""A map without relevance."""
 FEATURES = [(_random(2, 3, 4, 4, seed=s), _random(2, 3, 4, 4, seed=s + 5)) for s in (0, 1)]
 """Nats and features."""
 CENTRED = [(nats, (features - 0.5).clamp(min=0)) for nats, features in FEATURES]
+"""Nats and features, half of them inactive."""
 GAUSSIANS = [
     (3 * r, mean, 0.1 + std, 0.95 * lambda_) for r, mean, std, lambda_ in _random(2, 4, 2, 3, 4)
 ]
 """Features, their mean and standard deviation, and λ."""
 PIXELS = [(r, lambda_, mean) for r, mean, _, lambda_ in GAUSSIANS]
+"""Pixels, λ and the prior's share m."""
 DENSE = [
     (_random(6, seed=s), _random(4, 6, seed=s + 1) - 0.4, _random(4, seed=s + 2)) for s in (0, 20)
 ]
 """Inputs, weights and relevance above of dense layers."""
 DAMPED = [(*case, eps) for case in DENSE for eps in (0.1, 1.0)]
+"""Dense layers, and ε."""
 PICTURES = [(_random(6, 10, 3),), (_random(9, 5, 3, seed=1),), (_random(4, 4, 3, seed=2),)]
+"""Pictures, H×W×3."""
 BYTES = [((256 * _random(4, 5, 3, seed=s)).to(torch.uint8),) for s in range(2)]
+"""Masks as ImageNet-S stores them, H×W×3 bytes."""
 LOGITS = [(4 * _random(3, 6), [0, 4]), (4 * _random(3, 6, seed=1), [2])]
+"""Logits, and a set of classes."""
 
 
 @_checker([(_random(3, 4, 5),), (_random(7, seed=1),)], "one nat is 1.44 bits", 1e-5)

@@ -31,7 +31,7 @@ _TAG = slice(3, 15)  # rows and columns of the corner mark
 _TAG_ZONE = 18  # no object enters this corner, marked or not
 _AREAS = ((0.055, 0.24), (0.05, 0.13), (0.04, 0.085))  # share of the image, by number of others
 
-
+# A class as data: its name, the function of its surface, and its parts.
 _KINDS = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
 CLASS_NAMES = tuple(_KINDS)
 _PARTS = [shapes.parts_of(kind["parts"]) for kind in _KINDS.values()]
