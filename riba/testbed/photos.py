@@ -36,7 +36,6 @@ EXAMPLES = {
 """Files of the photographs to explain, by what they show."""
 FILES = [FOLDER / file for file in (*EXAMPLES.values(), "brick.png", "grass.png", "gravel.png")]
 """Files of all eight photographs for the feature statistics: the five and three textures."""
-CROPS = 1000
 BATCH = 10
 """Images in one batch: larger batches are slower on a CPU."""
 LITE0 = Preparation(256, 224, (0.5,) * 3, (0.5,) * 3, Image.Resampling.BICUBIC)
@@ -49,7 +48,7 @@ def examples(class_names: Sequence[str] = ()) -> Photos:
     return Photos(entries, LITE0, class_names, segmentation.silhouette)
 
 
-def crops(count: int = CROPS, seed: int = 0) -> Iterator[Tensor]:
+def crops(count: int) -> Iterator[Tensor]:
     """Random squares of the eight photographs as batches of network input (B×3×224×224).
 
     Each has 30 to 100 % of the shorter side, and is mirrored half of the time. They stand in for a
@@ -57,7 +56,7 @@ def crops(count: int = CROPS, seed: int = 0) -> Iterator[Tensor]:
     among them.
     """
     pictures = [Image.fromarray(datasets.read_photo(file)) for file in FILES]
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
 
     def images() -> Iterator[Tensor]:
         for place in range(count):
@@ -392,7 +391,8 @@ class Montages(Sequence):
             raise ValueError(f"a scene of kind {kind!r} has no label number {target}")
         self.collection, self.split, self.count = collection, split, count
         self.kind, self.target, self.hard, self.prepare = kind, target, hard, prepare
-        self.class_names, self._photos = collection.label_names, Memory(DECODED)
+        self.class_names, self.sets = collection.label_names, collection.sets
+        self._photos = Memory(DECODED)
         self.name = "-".join([split] + [kind] * (kind != "single") + ["hard"] * hard)
         cutouts = [cutout for cutout in collection.cutouts if cutout.split == split]
         self.cutouts = [cutouts[i] for i in np.random.default_rng(0).permutation(len(cutouts))]

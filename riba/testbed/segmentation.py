@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,7 @@ from riba.storage import DATA
 from riba.testbed import datasets
 from riba.testbed.datasets import Preparation
 
-_VOC_WEIGHTS = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
-VOC_CLASSES = tuple(_VOC_WEIGHTS.meta["categories"][1:])
+VOC_CLASSES = tuple(DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"][1:])
 """The twenty classes, without the background that torchvision lists first."""
 BACKGROUND, VOID = 0, 1000
 """Codes of pixels without an object and of unlabelled pixels, as ImageNet-S has them."""
@@ -39,8 +39,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # --- samples -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Files and class of one sample.
 
     Attributes
@@ -76,15 +75,16 @@ class Photos(Sequence):
         Name of each class number.
     decode
         Reads a mask file as H×W codes: 0 is background, 1000 unlabelled, others are objects.
-    data_set
-        Name of the table that maps its classes to ImageNet's (:func:`imagenet_sets`); empty: none.
+    sets
+        ImageNet classes of each class, empty without a counterpart (:func:`imagenet_sets`); None:
+        labels are meant as the network's own.
     """
 
     entries: Sequence[Entry]
     prepare: Preparation
     class_names: tuple[str, ...]
     decode: Callable[[Path], np.ndarray]
-    data_set: str = ""
+    sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -101,8 +101,9 @@ class Photos(Sequence):
             return replace(self, entries=self.entries[index])
         entry = self.entries[index]
         picture = datasets.read_photo(entry.image)
+        image = self.prepare.image(picture)
         if entry.mask is None:
-            return datasets.Sample(self.prepare.image(picture), entry.label, None, name=entry.name)
+            return datasets.Sample(image, entry.label, None, name=entry.name)
         codes = self.decode(entry.mask)
         if picture.shape[:2] != codes.shape:
             raise ValueError(
@@ -112,21 +113,16 @@ class Photos(Sequence):
         codes = torch.from_numpy(self.prepare.square(codes))
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
-        return datasets.Sample(
-            image=self.prepare.image(picture),
-            label=entry.label,
-            mask=mask,
-            other=other if other.any() else None,
-            name=f"{entry.name}-{self.class_names[entry.label]}",
-            void=void if void.any() else None,
-        )
+        other, void = (pixels if pixels.any() else None for pixels in (other, void))
+        name = f"{entry.name}-{self.class_names[entry.label]}"
+        return datasets.Sample(image, entry.label, mask, other, name, void)
 
     def spread(self, count: int) -> Photos:
         """Up to ``count`` different photos, evenly spread over all; each once."""
         distinct = list({entry.image: entry for entry in self.entries}.values())
         count = min(count, len(distinct))
-        places = [int(place * len(distinct) / count) for place in range(count)]
-        return replace(self, entries=[distinct[place] for place in places])
+        chosen = [distinct[int(place * len(distinct) / count)] for place in range(count)]
+        return replace(self, entries=chosen)
 
     def digest(self) -> str:
         """Changes with the photos' names and sizes in bytes, and with how they are prepared."""
@@ -179,22 +175,18 @@ def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample],
 # --- data sets -----------------------------------------------------------------------------------
 
 
-def voc(
-    root: Path | str, prepare: Preparation, *, split: str = "val", instances: bool = False
-) -> Photos:
-    """PASCAL VOC 2012 segmentation: a sample per photo and class, or per object.
+def voc(root: Path | str, prepare: Preparation, *, split: str = "val") -> Photos:
+    """PASCAL VOC 2012 segmentation: a sample per photo and class.
 
     Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010.
 
     Parameters
     ----------
     root
-        Folder that holds ``JPEGImages``, ``SegmentationClass``, ``SegmentationObject`` and
-        ``ImageSets/Segmentation``, or one above it (``VOCdevkit/VOC2012``).
+        Folder that holds ``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``, or
+        one above it (``VOCdevkit/VOC2012``).
     split
         ``"train"``, ``"val"`` or ``"trainval"``.
-    instances
-        One sample per object, in place of all objects of a class together.
 
     Raises
     ------
@@ -203,25 +195,18 @@ def voc(
 
     A photo whose mask is missing or damaged has an entry, which raises when it is read.
     """
-    root = _find_folder(root, "VOC2012", "ImageSets")
-    names = _lines(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    root = _find_folder(root, "VOC2012", "ImageSets", ("", "VOC2012", "VOCdevkit/VOC2012"))
     entries = []
-    for name in progress.track(names, "reading VOC's masks"):
+    rows = _rows(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    for name, *_ in progress.track(rows, "reading VOC's masks"):
         image = root / "JPEGImages" / f"{name}.jpg"
         mask = root / "SegmentationClass" / f"{name}.png"
         try:
-            objects = codes = palette(mask)
-            if instances:
-                mask = root / "SegmentationObject" / f"{name}.png"
-                objects = palette(mask)
+            codes = np.setdiff1d(palette(mask), [BACKGROUND, VOID]).tolist()
         except (OSError, ValueError):  # raised again when this entry is read
-            entries.append(Entry(name, image, mask, 0))
-            continue
-        for number in np.setdiff1d(objects, [BACKGROUND, VOID]).tolist():
-            label = int(np.bincount(codes[objects == number]).argmax()) - 1
-            suffix = f"-{number}" if instances else ""
-            entries.append(Entry(name + suffix, image, mask, label, number))
-    return Photos(entries, prepare, VOC_CLASSES, palette, data_set="voc")
+            codes = [1]
+        entries += [Entry(name, image, mask, code - 1, code) for code in codes]
+    return Photos(entries, prepare, VOC_CLASSES, palette, _sets("voc", VOC_CLASSES))
 
 
 def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photos:
@@ -241,16 +226,15 @@ def pet(root: Path | str, prepare: Preparation, *, split: str = "test") -> Photo
     FileNotFoundError
         The folder does not hold the data set; says what is missing.
     """
-    root = _find_folder(root, "oxford-iiit-pet", "annotations")
-    rows = [line.split() for line in _lines(root / "annotations" / f"{split}.txt")]
+    root = _find_folder(root, "oxford-iiit-pet", "annotations", ("", "oxford-iiit-pet"))
     entries, breeds = [], {}
-    for name, number, *_ in rows:
+    for name, number, *_ in _rows(root / "annotations" / f"{split}.txt"):
         label = int(number) - 1
         breeds[label] = name.rsplit("_", 1)[0].replace("_", " ")
         mask = root / "annotations" / "trimaps" / f"{name}.png"
         entries.append(Entry(name, root / "images" / f"{name}.jpg", mask, label))
     names = [breeds.get(label, f"breed {label}") for label in range(max(breeds) + 1)]
-    return Photos(entries, prepare, tuple(names), trimap, data_set="pet")
+    return Photos(entries, prepare, tuple(names), trimap, _sets("pet", names))
 
 
 def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validation") -> Photos:
@@ -272,14 +256,9 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
     ValueError
         It holds a class that the subset does not have.
     """
-    root = Path(root)
-    folders = [place for place in (root, *map(root.joinpath, _SUBSETS)) if place.name in _SUBSETS]
-    folder = next((place for place in folders if (place / f"{split}-segmentation").is_dir()), None)
-    if folder is None:
-        raise FileNotFoundError(
-            f"{root} does not hold ImageNet-S (no ImageNetS50, ImageNetS300 or ImageNetS919 with "
-            f"a folder {split}-segmentation): {HELP}"
-        )
+    places = ("", *_SUBSETS) if Path(root).name in _SUBSETS else tuple(_SUBSETS)
+    name = "ImageNet-S as ImageNetS50, ImageNetS300 or ImageNetS919"
+    folder = _find_folder(root, name, f"{split}-segmentation", places)
     table = pd.read_csv(DATA / "imagenet_classes.csv").set_index("wordnet")
     codes = table[_SUBSETS[folder.name]]
     entries = []
@@ -287,8 +266,7 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
         wordnet = mask.parent.name
         if not codes.get(wordnet, 0) > 0:
             raise ValueError(
-                f"{folder.name} has no class {wordnet}: "
-                f"remove {mask.parent}, or pass a larger subset"
+                f"{folder.name} has no class {wordnet}: remove it, or pass a larger subset"
             )
         image = folder / split / wordnet / f"{mask.stem}.JPEG"
         label = int(table["imagenet"][wordnet])
@@ -319,13 +297,9 @@ def folder(
     ValueError
         There are no photos, or one has no label.
     """
-    images, masks = Path(images), Path(masks)
-    photos = _pictures(images)
-    if not masks.is_dir():
-        raise FileNotFoundError(f"no folder {masks}: check the path")
-    by_name = {path.stem: path for path in sorted(masks.iterdir(), reverse=True)}  # first wins
+    by_name = {mask.stem: mask for mask in sorted(Path(masks).iterdir(), reverse=True)}
     entries = []
-    for photo in photos:
+    for photo in _pictures(Path(images)):
         if photo.stem not in by_name:
             raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
         if photo.stem not in labels:
@@ -398,23 +372,17 @@ def imagenet_sets(data_set: str) -> dict[str, tuple[int, ...]]:
     ValueError
         There is no table for this data set.
     """
-    table = pd.read_csv(DATA / "imagenet_sets.csv")
-    if data_set not in set(table["data_set"]):
-        known = ", ".join(table["data_set"].unique())
+    table = pd.read_csv(DATA / "imagenet_sets.csv", index_col="data_set")
+    if data_set not in table.index:
+        known = ", ".join(table.index.unique())
         raise ValueError(f"no ImageNet classes for {data_set!r}: there are tables for {known}")
-    rows = table[table["data_set"] == data_set].groupby("class", sort=False)["imagenet"]
+    rows = table.loc[data_set].groupby("class", sort=False)["imagenet"]
     return {name: tuple(numbers) for name, numbers in rows}
 
 
-def sets_of(photos: Photos) -> tuple[tuple[int, ...], ...] | None:
-    """ImageNet classes of each class of a data set, empty without a counterpart.
-
-    None where there is no table, and labels are meant as the network's own.
-    """
-    if not photos.data_set:
-        return None
-    sets = imagenet_sets(photos.data_set)
-    return tuple(sets.get(name, ()) for name in photos.class_names)
+def _sets(data_set: str, class_names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    sets = imagenet_sets(data_set)
+    return tuple(sets.get(name, ()) for name in class_names)
 
 
 # --- mask files ----------------------------------------------------------------------------------
@@ -479,17 +447,17 @@ def _pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def _find_folder(root: Path | str, name: str, content: str) -> Path:
-    """``root``, or the folder ``name`` below it, whichever has a folder ``content``."""
-    root = Path(root)
-    for place in (root, root / name, root / "VOCdevkit" / name):
+def _find_folder(root: Path | str, name: str, content: str, places: Sequence[str]) -> Path:
+    """The first of ``places`` below ``root`` that has a folder ``content``."""
+    for place in map(Path(root).joinpath, places):
         if (place / content).is_dir():
             return place
     raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")
 
 
-def _lines(path: Path) -> list[str]:
+def _rows(path: Path) -> list[list[str]]:
+    """The words of every line of a list; blank lines and comments are left out."""
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}: is this split part of the data set?")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    rows = map(str.split, path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row and not row[0].startswith("#")]

@@ -31,17 +31,15 @@ def _gamma() -> np.ndarray:
 
 def to_srgb(lab: np.ndarray) -> np.ndarray:
     """OKLab to sRGB bytes (Ottosson 2020)."""
-    to_lms = np.array(
-        [[1, 0.3963378, 0.2158038], [1, -0.1055613, -0.0638542], [1, -0.0894842, -1.2914855]],
-        np.float32,
+    to_lms = np.float32(
+        [[1, 0.3963378, 0.2158038], [1, -0.1055613, -0.0638542], [1, -0.0894842, -1.2914855]]
     )
-    to_rgb = np.array(
+    to_rgb = np.float32(
         [
             [4.0767417, -3.3077116, 0.2309699],
             [-1.2684380, 2.6097574, -0.3413194],
             [-0.0041961, -0.7034186, 1.7076147],
-        ],
-        np.float32,
+        ]
     )
     lms = lab @ to_lms.T
     linear = np.clip(lms * lms * lms @ to_rgb.T, 0, 1)

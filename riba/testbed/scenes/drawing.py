@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
+from skimage.util import montage
 
 from riba.testbed.scenes import shapes, surfaces
 from riba.testbed.scenes.colours import hue_of, lch, object_tones, sway, to_srgb, tones
@@ -29,28 +31,11 @@ _TAG = slice(3, 15)  # rows and columns of the corner mark
 _TAG_ZONE = 18  # no object enters this corner, marked or not
 _AREAS = ((0.055, 0.24), (0.05, 0.13), (0.04, 0.085))  # share of the image, by number of others
 
-
-class Kind(NamedTuple):
-    """A class as data: its name, its parts, its surface."""
-
-    name: str
-    parts: Callable[[], list[Part]]
-    surface: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-KINDS = (
-    Kind("fish", shapes.fish, surfaces.scales),
-    Kind("tree", shapes.tree, surfaces.needles),
-    Kind("house", shapes.house, surfaces.bricks),
-    Kind("car", shapes.car, surfaces.checks),
-    Kind("mushroom", shapes.mushroom, surfaces.dots),
-    Kind("boat", shapes.boat, surfaces.planks),
-    Kind("key", shapes.key, surfaces.lattice),
-    Kind("cup", shapes.cup, surfaces.crosses),
-    Kind("bird", shapes.bird, surfaces.chevrons),
-    Kind("umbrella", shapes.umbrella, surfaces.rings),
-)
-CLASS_NAMES = tuple(kind.name for kind in KINDS)
+# A class as data: its name, the function of its surface, and its parts.
+_KINDS = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
+CLASS_NAMES = tuple(_KINDS)
+_PARTS = [shapes.parts_of(kind["parts"]) for kind in _KINDS.values()]
+_SURFACES = [getattr(surfaces, kind["surface"]) for kind in _KINDS.values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +82,8 @@ def _stream(seed: int, *name: int) -> np.random.Generator:
 def _check(seed: int, label: int | None, evidence: str, others: int) -> None:
     if not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is {seed}: give a whole number from 0, for instance one of SPLITS")
-    if label is not None and label not in range(len(KINDS)):
-        raise ValueError(f"label is {label}: give a class from 0 to {len(KINDS) - 1}, or None")
+    if label is not None and label not in range(len(CLASS_NAMES)):
+        raise ValueError(f"label is {label}: give one from 0 to {len(CLASS_NAMES) - 1}, or None")
     if evidence not in EVIDENCE:
         raise ValueError(f"evidence is {evidence!r}: choose one of {', '.join(EVIDENCE)}")
     if others not in range(MAX_OTHERS + 1):
@@ -106,15 +91,9 @@ def _check(seed: int, label: int | None, evidence: str, others: int) -> None:
 
 
 def _labels(seed: int, label: int | None, others: int) -> tuple[int, ...]:
-    first = int(_stream(seed, _LABEL).integers(len(KINDS))) if label is None else int(label)
-    steps = 1 + _stream(seed, _OTHERS).permutation(len(KINDS) - 1)[:others]
-    return first, *(int((first + step) % len(KINDS)) for step in steps)
-
-
-def _parts(seed: int, index: int, label: int, evidence: str) -> list[Part]:
-    if evidence == "surface":
-        return shapes.blob(_stream(seed, _OUTLINE, index))
-    return KINDS[label].parts()
+    first = int(_stream(seed, _LABEL).integers(len(CLASS_NAMES))) if label is None else int(label)
+    steps = 1 + _stream(seed, _OTHERS).permutation(len(CLASS_NAMES) - 1)[:others]
+    return first, *(int((first + step) % len(CLASS_NAMES)) for step in steps)
 
 
 def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np.ndarray:
@@ -123,11 +102,11 @@ def _field(seed: int, index: int, label: int, evidence: str, angle: float) -> np
     Any pattern can then appear, the class's own included: excluding it would reveal the class.
     """
     rng = _stream(seed, _SURFACE, index)
-    choice = rng.integers(len(KINDS) + len(NEUTRAL))
+    choice = rng.integers(len(_SURFACES) + len(NEUTRAL))
     if evidence != "shape":
         choice = label
-    if choice < len(KINDS):
-        return surfaces.class_field(rng, KINDS[choice].surface, angle)
+    if choice < len(_SURFACES):
+        return surfaces.class_field(rng, _SURFACES[choice], angle)
     return surfaces.neutral_field(rng)
 
 
@@ -164,15 +143,16 @@ def _scrap(rng: np.random.Generator, radius: float) -> list[Part]:
     if rng.random() < 0.6:
         outline = outline[:: rng.choice([10, 12, 15, 20])]
     inlay = outline * rng.uniform(0.4, 0.6) + rng.uniform(-0.2, 0.2, 2) * radius
-    specks = [
-        Part(
-            "speck",
-            "light" if rng.random() < 0.5 else "dark",
-            shapes.oval(*rng.uniform(-0.5, 0.5, 2) * radius, *rng.uniform(1.5, 4) * np.ones(2)),
-        )
-        for _ in range(rng.integers(1, 4))
-    ]
-    return _shift([Part("scrap", "main", outline), Part("inlay", "second", inlay), *specks], centre)
+    specks = [_speck(rng, radius) for _ in range(rng.integers(1, 4))]
+    parts = [Part("scrap", "main", outline), Part("inlay", "second", inlay), *specks]
+    return _moved(parts, 1, centre)
+
+
+def _speck(rng: np.random.Generator, distance: float) -> Part:
+    role = "light" if rng.random() < 0.5 else "dark"
+    x, y = rng.uniform(-0.5, 0.5, 2) * distance
+    radius = rng.uniform(1.5, 4)
+    return Part("speck", role, shapes.oval(x, y, radius, radius))
 
 
 # --- Pose and place ------------------------------------------------------------------------------
@@ -190,11 +170,11 @@ def _pose(rng: np.random.Generator, parts: Sequence[Part], area: float) -> tuple
 
 def _unit_area(parts: Sequence[Part]) -> float:
     """Area of an outline in unit coordinates (holes left out)."""
-    return np.count_nonzero(rasterise(_shift(parts, 0.1), Window(0, 0, 2, 2), 100)) / 100**2
+    return np.count_nonzero(rasterise(_moved(parts, 1, 0.1), Window(0, 0, 2, 2), 100)) / 100**2
 
 
-def _shift(parts: Sequence[Part], offset: np.ndarray | float) -> list[Part]:
-    return [part._replace(outline=part.outline + offset) for part in parts]
+def _moved(parts: Sequence[Part], scale: float, offset: np.ndarray | float) -> list[Part]:
+    return [part._replace(outline=part.outline * scale + offset) for part in parts]
 
 
 def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
@@ -203,7 +183,7 @@ def _drop(rng: np.random.Generator, parts: Sequence[Part]) -> list[Part]:
     room = SIZE - 2 * _MARGIN
     scale = min(1.0, room / (high - low).max())
     offset = _MARGIN + rng.random(2) * (room - scale * (high - low)) - scale * low
-    return [part._replace(outline=part.outline * scale + offset) for part in parts]
+    return _moved(parts, scale, offset)
 
 
 def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[list[Part]]:
@@ -213,10 +193,7 @@ def _place(rng: np.random.Generator, objects: Sequence[Sequence[Part]]) -> list[
     """
     for attempt in range(1000):
         shrink = 0.93 ** (attempt // 25)
-        placed = [
-            _drop(rng, [part._replace(outline=part.outline * shrink) for part in parts])
-            for parts in objects
-        ]
+        placed = [_drop(rng, _moved(parts, shrink, 0)) for parts in objects]
         taken = sum(_footprint(parts).astype(int) for parts in placed)
         if taken.max() <= 1 and not taken[: _TAG_ZONE // 2, : _TAG_ZONE // 2].any():
             return placed
@@ -232,13 +209,13 @@ def _footprint(parts: Sequence[Part]) -> np.ndarray:
 # --- The scene -----------------------------------------------------------------------------------
 
 
-def _object(
-    seed: int, index: int, label: int, evidence: str, others: int
-) -> tuple[list[Part], np.ndarray, float]:
+def _object(seed: int, index: int, label: int, evidence: str, others: int) -> tuple:
     """An object's posed parts (not placed yet), its pattern and the contrast of the pattern."""
     rng = _stream(seed, _POSE, index)
     depth, area = _depth(rng), np.exp(rng.uniform(*np.log(_AREAS[others]))) * SIZE**2
-    parts, angle = _pose(rng, _parts(seed, index, label, evidence), area)
+    blob = evidence == "surface"
+    parts = shapes.blob(_stream(seed, _OUTLINE, index)) if blob else _PARTS[label]
+    parts, angle = _pose(rng, parts, area)
     return parts, _field(seed, index, label, evidence, angle), depth
 
 
@@ -312,7 +289,5 @@ def draw(
 def contact_sheet(scenes: Sequence[Scene], columns: int) -> np.ndarray:
     """Lay out the scenes' images row by row, H×W×3 uint8; missing tiles are white."""
     rows = -(-len(scenes) // columns)
-    sheet = np.full((rows * columns, SIZE, SIZE, 3), 255, np.uint8)
-    sheet[: len(scenes)] = [scene.image for scene in scenes]
-    tiles = sheet.reshape(rows, columns, SIZE, SIZE, 3)
-    return tiles.swapaxes(1, 2).reshape(rows * SIZE, columns * SIZE, 3)
+    tiles = [scene.image for scene in scenes]
+    return montage(tiles, fill=(255,) * 3, grid_shape=(rows, columns), channel_axis=-1)
