@@ -24,7 +24,7 @@ _NAMES = {
     "method.statistics": ("FeatureStatistics",),
     "workbench": ("Workbench", "load"),
     "compare.evaluation": ("evaluate",),
-    "compare.methods": ("METHODS",),
+    "compare.methods": ("METHODS", "Method"),
 }
 _PLACES = {name: f"riba.{room}.{name}" for room, names in _ROOMS.items() for name in names}
 _PLACES |= {name: f"riba.{name}" for name in ("checks", "storage", "progress", "workbench")}

@@ -1,6 +1,7 @@
 """One table whatever the way to it: batches, stops, kills and executors; and what it says."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -31,7 +32,9 @@ from tools import evaluation as tool
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
-COLUMNS = ["sample", "label", "digest", "area", "method", "seed", "metric", "mask", "value"]
+COLUMNS = [
+    *("sample", "label", "digest", "area", "method", "seed", "version", "metric", "mask", "value"),
+]
 SUMMARY = ["method", "metric", "mask", "mean", "low", "high", "n"]
 COMPARISON = [
     *("method", "against", "metric", "mask", "difference", "low", "high", "n", "p_holm"),
@@ -68,11 +71,12 @@ def calls(monkeypatch):
     made = []
 
     def counted(name, method):
-        def run(wb, images, targets, **settings):
-            made.append((name, len(images)))
-            return method(wb, images, targets, **settings)
+        @functools.wraps(method.function)  # so that it counts as the same version
+        def run(query, **settings):
+            made.append((name, len(query.images)))
+            return method.function(query, **settings)
 
-        return run
+        return dataclasses.replace(method, function=run)
 
     for name in (*CHEAP, "random", "centre"):
         monkeypatch.setitem(riba.METHODS, name, counted(name, riba.METHODS[name]))
@@ -301,12 +305,13 @@ def test_an_error_keeps_what_was_measured_before(wb, samples, tmp_path, calls, m
 
 
 def failing_for(sample, method):
-    def run(wb, images, targets, **settings):
-        if any(torch.equal(image, sample.image) for image in images):
+    @functools.wraps(method.function)
+    def run(query, **settings):
+        if any(torch.equal(image, sample.image) for image in query.images):
             raise ValueError("out of luck")
-        return method(wb, images, targets, **settings)
+        return method.function(query, **settings)
 
-    return run
+    return dataclasses.replace(method, function=run)
 
 
 RUNNER = """
@@ -543,17 +548,62 @@ def test_a_worker_that_does_not_reach_the_network_says_so(wb, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_method_with_several_settings_side_by_side(wb, samples, tmp_path):
+    plain = riba.METHODS["iba"]
+    asked = {"β 1": plain.using(beta=1.0, steps=2), "β 10": plain.using(steps=2)}
+    ask = {"samples": samples[:2], "metrics": ["mass_accuracy"], "out": tmp_path}
+    table = evaluate(wb, asked, **ask)
+    values = table.pivot_table(index=["sample", "mask"], columns="method", values="value")
+    assert (values["β 1"] != values["β 10"]).all()
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        elsewhere = evaluate(wb, asked, samples[:2], ["mass_accuracy"], executor=pool)
+    assert_frame_equal(elsewhere, table)
+    changed = {**asked, "β 1": plain.using(beta=2.0, steps=2)}  # the same name, another method
+    again = evaluate(wb, changed, **ask)
+    other, same = (again["method"] == name for name in asked)
+    assert (again.loc[other, "value"].to_numpy() != table.loc[other, "value"].to_numpy()).all()
+    assert_frame_equal(again[same], table[same])
+
+
+def halves(query, upper=1.0):
+    """A method of a user."""
+    maps = torch.ones_like(query.images[:, 0])
+    maps[:, : maps.shape[1] // 2] = upper
+    return maps
+
+
+def test_a_method_of_a_user_by_name_and_with_settings(wb, samples, monkeypatch, tmp_path):
+    monkeypatch.setitem(riba.METHODS, "halves", riba.Method(halves, settings={"upper": 2.0}))
+    out = {"out": tmp_path}
+    first = evaluate(wb, ["halves"], samples[:2], ["mass_accuracy"], **out)
+    monkeypatch.setitem(riba.METHODS, "halves", riba.METHODS["halves"].using(upper=0.0))
+    second = evaluate(wb, ["halves"], samples[:2], ["mass_accuracy"], **out)
+    assert (first["value"].to_numpy() != second["value"].to_numpy()).all()
+    with pytest.raises(ValueError, match="halves has no setting 'uper'; near matches: upper"):
+        riba.METHODS["halves"].using(uper=1.0)
+
+
+def test_results_of_older_code_are_measured_again(wb, samples, calls, tmp_path):
+    evaluate(wb, ["oracle"], samples[:2], out=tmp_path)
+    for path in tmp_path.glob("part-*.parquet"):
+        pd.read_parquet(path).assign(version="0" * 12).to_parquet(path, index=False)
+    calls.clear()
+    evaluate(wb, ["oracle"], samples[:2], out=tmp_path)
+    assert sum(count for _, count in calls) == 2
+
+
 def test_memory_that_runs_out_is_met_with_smaller_batches(wb, samples, calls, monkeypatch):
     plain, tried = riba.METHODS["oracle"], []
 
-    def hungry(wb, images, targets, **settings):
-        tried.append(len(images))
-        if len(images) > 2:
+    @functools.wraps(plain.function)
+    def hungry(query):
+        tried.append(len(query.images))
+        if len(query.images) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return plain(wb, images, targets, **settings)
+        return plain.function(query)
 
     whole = evaluate(wb, ["oracle", "edges"], samples[:5], batch=5)
-    monkeypatch.setitem(riba.METHODS, "oracle", hungry)
+    monkeypatch.setitem(riba.METHODS, "oracle", dataclasses.replace(plain, function=hungry))
     assert_frame_equal(evaluate(wb, ["oracle", "edges"], samples[:5], batch=5), whole)
     assert tried == [5, 2, 2, 1]
 

@@ -285,6 +285,59 @@ def test_deeplift_adds_up_on_forty_scenes(wb):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("iba", {"beta": 1.0}),
+        ("iba", {"layer": "features.11"}),
+        ("iba", {"samples": 3}),
+        ("relevance-iba", {"source": "active"}),
+        ("relevance-iba", {"composite": "gamma"}),
+        ("relevance-iba-cascade", {"steps": 3}),
+        ("capacity-product", {"beta": 1.0}),
+        ("smoothgrad", {"samples": 5}),
+    ],
+)
+def test_settings_are_taken_by_keyword_and_change_the_map(wb, batch, name, settings):
+    images, targets = batch[0][:1], batch[1][:1]
+    plain, other = (
+        METHODS[name](wb, images, targets),
+        METHODS[name](wb, images, targets, **settings),
+    )
+    assert not torch.equal(plain, other)
+    assert torch.equal(METHODS[name].using(**settings)(wb, images, targets), other)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("iba", "betta", "iba has no setting 'betta'; near matches: beta"),
+        ("smoothgrad", "beta", "smoothgrad has no setting 'beta'; near matches:"),
+        ("edges", "beta", "edges has no setting 'beta'; it takes none"),
+    ],
+)
+def test_unknown_settings_are_refused_with_near_matches(wb, batch, name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](wb, batch[0][:1], batch[1][:1], **{setting: 1.0})
+
+
+def test_classes_by_name(wb, batch):
+    images, labels = batch[0][:2], batch[1][:2]
+    names = [wb.class_names[label] for label in labels]
+    assert torch.equal(
+        METHODS["gradient"](wb, images, names), METHODS["gradient"](wb, images, labels)
+    )
+    with pytest.raises(ValueError, match="no class 'fsih'; near matches: fish"):
+        METHODS["gradient"](wb, images, ["fsih", "car"])
+
+
+@pytest.mark.parametrize("images", [None, [torch.zeros(3, 128, 128)], np.zeros((1, 3, 128, 128))])
+def test_images_that_are_no_tensor_are_refused_by_every_method(wb, images):
+    for entry in (lambda: METHODS["gradient"](wb, images, [0]), lambda: wb.predict(images)):
+        with pytest.raises(ValueError, match="images must be a B×C×H×W tensor"):
+            entry()
+
+
 def test_deeplift_adds_up_where_an_activation_runs_twice(wb, batch):
     class Twice(nn.Module):
         def __init__(self):
@@ -295,7 +348,9 @@ def test_deeplift_adds_up_where_an_activation_runs_twice(wb, batch):
         def forward(self, x):
             return self.relu(self.second(self.relu(self.first(x)))).mean((2, 3))
 
-    bench, image = riba.Workbench(Twice().eval(), *(None,) * 8), batch[0][:1]
+    names = tuple("abcdefghij")
+    bench = riba.Workbench(Twice().eval(), *(None,) * 5, names, *(None,) * 2)
+    image = batch[0][:1]
     with torch.no_grad():
         difference = (bench.model(image) - bench.model(torch.zeros_like(image)))[0, 3]
     torch.testing.assert_close(METHODS["deeplift"](bench, image, [3]).sum(), difference)

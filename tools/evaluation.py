@@ -38,7 +38,8 @@ def write_tables(
 ) -> None:
     """Per-sample values, summary, comparisons and settings; numbers with six digits."""
     folder.mkdir(parents=True, exist_ok=True)
-    small = table.astype({name: "category" for name in KEYS if name not in ("label", "seed")})
+    texts = [name for name in KEYS if name in table and name not in ("label", "seed")]
+    small = table.astype(dict.fromkeys(texts, "category"))
     small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
     small.to_parquet(folder / "evaluation.parquet", index=False, compression="zstd")
     masked = summary["mask"] != "none"

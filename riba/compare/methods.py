@@ -1,17 +1,19 @@
 """Every method by name, behind one signature: :data:`METHODS`.
 
-``METHODS[name](wb, images, targets, *, masks=None, seed=0)`` takes
+``METHODS[name](wb, images, targets, *, masks=None, seed=0, **settings)`` takes
 
 wb
     :class:`riba.Workbench`: network, bottleneck layer, its statistics.
 images
     B×3×H×W, as the network expects them.
 targets
-    B class numbers, or B×classes bool for a set of classes each.
+    B class numbers or names, or B×classes bool for a set of classes each.
 masks
     B×H×W bool; only ``oracle`` reads them.
 seed
     Of whatever is random; a map does not depend on the batch around its image.
+settings
+    Of the method, such as ``beta=1.0`` where there is a bottleneck: ``METHODS[name].takes``.
 
 and returns B×H×W on the device of the images; ``METHODS[name].explain(…)`` of the same arguments
 returns the map and its ledger (:class:`riba.Ledger`; None for methods that propagate no measured
@@ -23,10 +25,12 @@ negative pixel speaks against the class.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +40,11 @@ from zennit.rules import ReLUGuidedBackprop
 
 from riba.compare.deeplift import deeplift as explain_difference
 from riba.method import bottleneck, network, relevance, rules
-from riba.method.bottleneck import Depths, Information, InformationBottleneck
-from riba.method.explicit import dtype_of
+from riba.method.bottleneck import Depths, Information, InformationBottleneck, Settings
+from riba.method.explicit import Explicit, dtype_of
 from riba.method.input_iba import InputIBA, InputInformation
 from riba.method.relevance import Ledger
+from riba.testbed.datasets import files_hash
 from riba.testbed.networks import scenenet_readout
 from riba.workbench import Workbench
 
@@ -68,33 +73,69 @@ class Query:
         """Height and width of the images."""
         return tuple(self.images.shape[-2:])
 
-    def information(self, layers: str | tuple[str, ...]) -> Information | Depths:
+    def information(
+        self, layers: str | tuple[str, ...], **settings: object
+    ) -> Information | Depths:
         """What :func:`information` returns for these images and targets."""
-        return information(self.wb, layers, self.images, self.targets, self.seed)
+        return information(self.wb, layers, self.images, self.targets, self.seed, **settings)
+
+    def explicit(self, layers: str | tuple[str, ...], **settings: object) -> Explicit:
+        """The explicit form that the bottleneck at ``layers`` uses."""
+        return _bottleneck(self.wb, layers, self.seed, **settings).explicit(self.images)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method or control by name.
+    """A method or control. ``riba.METHODS["mine"] = riba.Method(function)`` enters one of yours.
 
     Attributes
     ----------
+    function
+        Takes a :class:`Query` and settings of its own; returns maps (B×H×W), or maps and a ledger.
     unit
         Of its map; empty where it has none.
-    function
-        Takes a :class:`Query` and settings of its own; returns maps, or maps and a ledger.
     settings
         Those that this method passes to the function.
     """
 
-    unit: str
     function: Callable[..., Tensor | tuple[Tensor, Ledger]]
-    settings: dict[str, object]
+    unit: str = ""
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Names of the settings that the function takes; of a bottleneck those of its own, too."""
+        _, *parameters = inspect.signature(self.function).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        return (*names, *OF_BOTTLENECKS) if len(names) < len(parameters) else tuple(names)
+
+    def using(self, **settings: object) -> Method:
+        """The same method with other settings: ``METHODS["iba"].using(beta=1.0)``.
+
+        Raises
+        ------
+        ValueError
+            The method does not take such a setting: lists near matches.
+        """
+        for name in settings:
+            if name not in self.takes:
+                near = network.near_matches(name, self.takes) if self.takes else "it takes none"
+                raise ValueError(f"{self.function.__name__} has no setting {name!r}; {near}")
+        return replace(self, settings=self.settings | settings)
 
     @property
     def description(self) -> str:
         """What the method is, and its publication."""
         return self.function.__doc__
+
+    @property
+    def version(self) -> str:
+        """Hash of function, settings and riba's code: results of other versions are not reused."""
+        function = self.function
+        source = "" if function.__module__.startswith("riba.") else _source(function)
+        settings = sorted(self.settings.items())
+        text = repr((function.__module__, function.__qualname__, source, settings, _code()))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __call__(self, *arguments: object, **settings: object) -> Tensor:
         """Maps, B×H×W, on the device of the images; takes what :meth:`explain` takes."""
@@ -116,12 +157,13 @@ class Method:
         Raises
         ------
         ValueError
-            Images or targets do not fit the network, or the method does not.
+            Images, targets or settings do not fit the network or the method.
         """
-        device, images = images.device, images.to(wb.device).clone()  # no inference tensor
-        network.check_images(wb.model, images)
-        with torch.no_grad(), network.errors_in_words(images):  # one image tells how many classes
-            logits = wb.model(images[:1]).expand(len(images), -1)
+        settings = self.using(**settings).settings
+        device, images = getattr(images, "device", None), wb.batch(images)
+        logits = wb.logits(images[:1]).expand(len(images), -1)  # one tells how many classes
+        if isinstance(targets, (list, tuple)) and all(isinstance(name, str) for name in targets):
+            targets = [wb.class_number(name) for name in targets]
         if masks is not None and len(masks) != len(images):
             raise ValueError(f"{len(masks)} masks for {len(images)} images: pass one for each")
         targets, answers = network.check_targets(targets, logits), []
@@ -129,22 +171,41 @@ class Method:
             part = slice(start, start + AT_ONCE)
             objects = None if masks is None else masks[part]
             query = Query(wb, images[part], targets[part], seed, objects)
-            answers.append(self.function(query, **self.settings | settings))
+            answers.append(self.function(query, **settings))
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
         return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers, device)
 
 
+def _source(function: Callable) -> str:
+    try:
+        return inspect.getsource(function)
+    except OSError:  # typed into a console
+        return ""
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of the code that maps depend on."""
+    here = Path(__file__)
+    folder = here.parents[1] / "method"
+    return files_hash([*sorted(folder.glob("*.py")), here, here.with_name("deeplift.py")])
+
+
 METHODS: dict[str, Method] = {}
 """Methods and controls by name."""
+
+
+OF_BOTTLENECKS = tuple(x.name for x in fields(Settings) if x.name != "seed")
+"""Settings of methods with a bottleneck, fields of :class:`riba.method.bottleneck.Settings`."""
 
 
 def method(name: str, unit: str = "", **settings: object) -> Callable[[Callable], Callable]:
     """Enter a function, with settings of its own, in :data:`METHODS`."""
 
     def enter(function: Callable[..., Tensor | tuple[Tensor, Ledger]]) -> Callable:
-        METHODS[name] = Method(unit, function, settings)
+        METHODS[name] = Method(function, unit, settings)
         return function
 
     return enter
@@ -160,6 +221,19 @@ def find_method(name: str) -> Method:
     """
     check_names("method", [name], METHODS, "riba.METHODS")
     return METHODS[name]
+
+
+def by_name(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+    """Methods by name: out of :data:`METHODS`, or those of a mapping as they are.
+
+    Raises
+    ------
+    ValueError
+        None at all, or an unknown name.
+    """
+    known = methods if isinstance(methods, Mapping) else METHODS
+    check_names("method", list(methods), known, "riba.METHODS")
+    return {name: known[name] for name in methods}
 
 
 def check_names(kind: str, names: Sequence[str], known: Collection[str], place: str) -> None:
@@ -396,14 +470,20 @@ def _lrp(q: Query, composite: str | Composite) -> Tensor:
 
 
 def information(
-    wb: Workbench, layers: str | tuple[str, ...], images: Tensor, targets: Tensor, seed: int = 0
+    wb: Workbench,
+    layers: str | tuple[str, ...],
+    images: Tensor,
+    targets: Tensor,
+    seed: int = 0,
+    **settings: object,
 ) -> Information | Depths:
-    """Result of a bottleneck with default settings at a layer, or of several optimised together.
+    """Result of a bottleneck at a layer, or of several optimised together.
 
-    The last result of each layer or tuple of layers is kept.
+    Settings are fields of :class:`riba.method.bottleneck.Settings`. The last result of each layer
+    or tuple of layers and settings is kept.
     """
-    compute = _bottleneck(wb, layers, seed)
-    return _last(wb, ("information", layers, seed), compute, images, targets)
+    compute = _bottleneck(wb, layers, seed, **settings)
+    return _last(wb, ("information", layers, seed, *settings.items()), compute, images, targets)
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
@@ -412,23 +492,26 @@ def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int 
 
 
 def input_information(
-    wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, prior: str = "moments"
+    wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, **settings: object
 ) -> InputInformation:
-    """Result of InputIBA with default settings; the last one is kept."""
-    make = partial(InputIBA, wb.model, wb.layer, wb.statistics, prior=prior, seed=seed)
-    at_input = wb.memory.once(("input bottleneck", prior, seed), make)
-    return _last(wb, ("input", prior, seed), at_input, images, targets)
+    """Result of InputIBA; settings are those of :class:`riba.InputIBA`. The last one is kept."""
+    make = partial(InputIBA, wb.model, wb.layer, wb.statistics, seed=seed, **settings)
+    at_input = wb.memory.once(("input bottleneck", seed, *settings.items()), make)
+    return _last(wb, ("input", seed, *settings.items()), at_input, images, targets)
 
 
-def _bottleneck(wb: Workbench, layer: str | tuple[str, ...], seed: int) -> InformationBottleneck:
-    """With default settings; remembered, because it holds the explicit form of the network."""
+def _bottleneck(
+    wb: Workbench, layer: str | tuple[str, ...], seed: int, **settings: object
+) -> InformationBottleneck:
+    """Remembered, because it holds the explicit form of the network."""
 
     def make() -> InformationBottleneck:
         single = isinstance(layer, str)
         stats = wb.statistics_at(layer) if single else [wb.statistics_at(name) for name in layer]
-        return InformationBottleneck(wb.model, layer, stats, seed=seed, precision=wb.precision)
+        chosen = {"precision": wb.precision, **settings}
+        return InformationBottleneck(wb.model, layer, stats, seed=seed, **chosen)
 
-    return wb.memory.once(("bottleneck", layer, seed), make)
+    return wb.memory.once(("bottleneck", layer, seed, *settings.items()), make)
 
 
 def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets: Tensor) -> object:
@@ -447,31 +530,31 @@ def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets:
 
 
 @method("iba", unit="bits")
-def iba(q: Query) -> Tensor:
-    """Per-sample IBA at ``wb.layer``: bits per pixel, the total preserved. Unsigned.
+def iba(q: Query, layer: str | None = None, **settings: object) -> Tensor:
+    """Per-sample IBA at ``layer`` (``wb.layer``): bits per pixel, the total preserved. Unsigned.
 
     Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, 10 copies, σ 1.
     """
-    return q.information(q.wb.layer).bits(q.size)
+    return q.information(layer or q.wb.layer, **settings).bits(q.size)
 
 
 @method("iba-joint", unit="bits")
-def iba_joint(q: Query) -> Tensor:
+def iba_joint(q: Query, **settings: object) -> Tensor:
     """The shallowest of bottlenecks optimised together: bits per pixel, enlarged. Unsigned.
 
     Ours; see :class:`riba.InformationBottleneck`.
     """
-    return q.information(q.wb.depths).shallowest.bits(q.size)
+    return q.information(q.wb.depths, **settings).shallowest.bits(q.size)
 
 
 @method("iba-depth-4", unit="bits", place=4)
 @method("iba-depth-3", unit="bits", place=3)
 @method("iba-depth-2", unit="bits", place=2)
-def iba_at_depth(q: Query, place: int) -> Tensor:
+def iba_at_depth(q: Query, place: int, **settings: object) -> Tensor:
     """IBA by itself at one of ``wb.depths``, 1 being the deepest: bits per pixel. Unsigned."""
     if len(q.wb.depths) < place:
         raise ValueError(f"this workbench has {len(q.wb.depths)} depths, not {place}")
-    return q.information(q.wb.depths[place - 1]).bits(q.size)
+    return q.information(q.wb.depths[place - 1], **settings).bits(q.size)
 
 
 @method("readout-iba", unit="bits")
@@ -485,64 +568,84 @@ def readout_iba(q: Query) -> Tensor:
 
 
 @method("input-iba")
-def input_iba(q: Query, prior: str = "moments") -> Tensor:
+def input_iba(
+    q: Query, prior: str = "moments", feature_beta: float = 20.0, **settings: object
+) -> Tensor:
     """InputIBA: λ at the pixels averaged over colours, as published. Unsigned, 0–1.
 
     Zhang et al., NeurIPS 2021: β 20, 60 steps, 10 copies; see :mod:`riba.method.input_iba`.
     """
-    return input_information(q.wb, q.images, q.targets, q.seed, prior).map
+    settings |= {"prior": prior, "feature_beta": feature_beta}
+    return input_information(q.wb, q.images, q.targets, q.seed, **settings).map
 
 
 @method("input-iba-nats", unit="nats")
-def input_iba_nats(q: Query, prior: str = "moments") -> Tensor:
+def input_iba_nats(
+    q: Query, prior: str = "moments", feature_beta: float = 20.0, **settings: object
+) -> Tensor:
     """InputIBA's information in place of its λ: nats beyond the prior, over colours. Unsigned.
 
     Not the published map, but the unit that the other bottlenecks are shown in.
     """
-    return input_information(q.wb, q.images, q.targets, q.seed, prior).nats.sum(1)
+    settings |= {"prior": prior, "feature_beta": feature_beta}
+    return input_information(q.wb, q.images, q.targets, q.seed, **settings).nats.sum(1)
 
 
 @method("relevance-iba-alpha2-beta1", unit="nats", composite="alpha2-beta1")
 @method("relevance-iba-gamma", unit="nats", composite="gamma")
 @method("relevance-iba", unit="nats")
-def relevance_iba(q: Query, **settings: object) -> tuple[Tensor, Ledger]:
-    """Relevance-IBA from ``wb.layer`` by z⁺ with Flat at the pixels: nats per pixel. Unsigned.
+def relevance_iba(
+    q: Query,
+    layer: str | None = None,
+    source: str = "capacity",
+    composite: str | Composite | None = None,
+    **settings: object,
+) -> tuple[Tensor, Ledger]:
+    """Relevance-IBA from ``layer`` (``wb.layer``): nats per pixel, z⁺, Flat at pixels. Unsigned.
 
     Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`. Signed where the γ rule (0.25)
     or the α2β1 rule takes the place of z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
-    Settings are those of :func:`riba.relevance.relevance_iba`.
     """
-    return _propagated(q, q.wb.layer, q.information(q.wb.layer), **settings)
-
-
-def _propagated(
-    q: Query, layers: str | tuple[str, ...], nats: Information, **settings: object
-) -> tuple[Tensor, Ledger]:
-    """Relevance-IBA from the result of the bottleneck at ``layers``."""
-    net = _bottleneck(q.wb, layers, q.seed).explicit(q.images)
-    pixels, ledger = relevance.relevance_iba(net, q.images, q.targets, nats, **settings)
+    layer = layer or q.wb.layer
+    net, nats = q.explicit(layer, **settings), q.information(layer, **settings)
+    pixels, ledger = relevance.relevance_iba(
+        net, q.images, q.targets, nats, source=source, composite=composite
+    )
     return pixels.sum(1), ledger
 
 
 @method("relevance-iba-joint", unit="nats")
-def relevance_iba_joint(q: Query) -> tuple[Tensor, Ledger]:
+def relevance_iba_joint(
+    q: Query,
+    source: str = "capacity",
+    composite: str | Composite | None = None,
+    **settings: object,
+) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from the shallowest of joint bottlenecks: nats per pixel. Unsigned.
 
     Ours: the publication's propagation, of nats that all depths of ``wb.depths`` agree on; see
     :class:`riba.InformationBottleneck`.
     """
-    return _propagated(q, q.wb.depths, q.information(q.wb.depths).shallowest)
+    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    pixels, ledger = relevance.relevance_iba(
+        net, q.images, q.targets, depths.shallowest, source=source, composite=composite
+    )
+    return pixels.sum(1), ledger
 
 
 @method("relevance-iba-cascade", unit="nats")
-def relevance_iba_cascade(q: Query, **settings: object) -> tuple[Tensor, Ledger]:
+def relevance_iba_cascade(
+    q: Query,
+    composite: str | Composite | None = None,
+    smoothing: float | None = None,
+    **settings: object,
+) -> tuple[Tensor, Ledger]:
     """The same, weighted by the information at every depth: nats per pixel. Unsigned.
 
-    Ours; see :func:`riba.relevance.cascade`, whose settings it takes.
+    Ours; see :func:`riba.relevance.cascade`.
     """
-    depths = q.information(q.wb.depths)
-    net = _bottleneck(q.wb, q.wb.depths, q.seed).explicit(q.images)
-    pixels = relevance.cascade(net, q.images, depths, **settings)
+    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    pixels = relevance.cascade(net, q.images, depths, composite, smoothing)
     start = relevance.start(depths.shallowest)
     return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
 
@@ -551,31 +654,31 @@ def relevance_iba_cascade(q: Query, **settings: object) -> tuple[Tensor, Ledger]
 
 
 @method("capacity-product")
-def capacity_product(q: Query) -> Tensor:
+def capacity_product(q: Query, **settings: object) -> Tensor:
     """Control without LRP: the enlarged capacities of the joint bottlenecks, multiplied. Unsigned.
 
     The information of the cascade, without the pixels; no unit.
     """
-    depths = q.information(q.wb.depths)
+    depths = q.information(q.wb.depths, **settings)
     return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 
 @method("capacity-product-squared")
-def capacity_product_squared(q: Query) -> Tensor:
+def capacity_product_squared(q: Query, **settings: object) -> Tensor:
     """Control: the cascade with its shallowest capacity enlarged in the place of LRP. Unsigned.
 
     The shallowest depth counts twice; as many factors as the cascade has, none of them from
     the pixels. No unit.
     """
-    depths = q.information(q.wb.depths)
+    depths = q.information(q.wb.depths, **settings)
     twice = (*depths, depths.shallowest)
     return bottleneck.capacity_product((depth.nats for depth in twice), q.size)
 
 
 @method("capacity-product-separate")
-def capacity_product_separate(q: Query) -> Tensor:
+def capacity_product_separate(q: Query, **settings: object) -> Tensor:
     """Control without LRP: the product of capacities found at each depth by itself. Unsigned."""
-    depths = [q.information(layer) for layer in q.wb.depths]
+    depths = [q.information(layer, **settings) for layer in q.wb.depths]
     return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from riba.compare import metrics
-from riba.compare.methods import METHODS
+from riba.compare.methods import Method
 from riba.compare.results import write_part
 from riba.method.bottleneck import in_chunks
 from riba.testbed.datasets import Sample
@@ -23,7 +23,7 @@ CURVE = tuple(f"allocation@{fraction:g}" for fraction in FRACTIONS)
 CONTRAST = "two_object_contrast"
 METRICS = (*metrics.LOCALISATION, *CURVE, CONTRAST, *metrics.FAITHFULNESS)
 """Names of everything that can be measured."""
-KEYS = ["sample", "label", "digest", "method", "seed", "metric", "mask"]
+KEYS = ["sample", "label", "digest", "method", "seed", "version", "metric", "mask"]
 """Columns that identify a row of the table."""
 Jobs = list[tuple[str, list[str]]]
 """Methods, and which metrics of each."""
@@ -61,18 +61,19 @@ class Block:
     explain: str
     folder: Path | None
 
-    def results(self, wb: Workbench) -> Iterator[pd.DataFrame]:
+    def results(self, wb: Workbench, methods: Mapping[str, Method]) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
         block, samples = self.to(wb.device), pd.DataFrame(self.rows)
         targets, size = block.targets(wb), len(samples)
-        for method, names in self.jobs:
+        for name, names in self.jobs:
+            method = methods[name]
 
-            def maps_of(part: slice, method: str = method) -> tuple[Tensor]:
-                settings = {"masks": block.masks[part], "seed": self.seed}
-                return (METHODS[method](wb, block.images[part], targets[part], **settings),)
+            def maps_of(part: slice, method: Method = method) -> tuple[Tensor]:
+                given = {"masks": block.masks[part], "seed": self.seed}
+                return (method(wb, block.images[part], targets[part], **given),)
 
             (maps,), size = in_chunks(maps_of, len(samples), size)
-            key = {"method": method, "seed": self.seed}
+            key = {"method": name, "seed": self.seed, "version": method.version}
             frames = [
                 samples.assign(**key, metric=metric, mask=mask, value=values.tolist())
                 for metric, mask, values in block.measure(wb, targets, maps, names)

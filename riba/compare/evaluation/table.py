@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +17,7 @@ from riba import progress
 from riba.compare.evaluation.blocks import KEYS, METRICS, Block, Jobs, stacked
 from riba.compare.evaluation.samples import read_once
 from riba.compare.evaluation.workers import AHEAD, packed, results, unpacked
-from riba.compare.methods import METHODS, check_names
+from riba.compare.methods import Method, by_name, check_names
 from riba.compare.metrics.localisation import BAND
 from riba.compare.results import SETTINGS, open_folder, read_parts, write_part
 from riba.testbed.datasets import Sample
@@ -28,11 +28,14 @@ MASKS = ("banded", "none", "strict")
 BATCH = 8
 EXPLAIN = ("label", "prediction")
 MEASURED = ["digest", "method", "metric"]
+VERSION = ["seed", "method", "version"]
+Bench = tuple[Workbench, Mapping[str, Method]]
+"""What a worker needs."""
 
 
 def evaluate(
     wb: Workbench,
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, Method],
     samples: Sequence[Sample],
     metrics: Sequence[str] = HEADLINE,
     *,
@@ -51,8 +54,11 @@ def evaluate(
     ----------
     wb
         Network, layer and statistics.
-    methods, metrics
-        Names out of :data:`riba.METHODS` and :data:`METRICS`.
+    methods
+        Names out of :data:`riba.METHODS`; or methods by names of your own, such as the same one
+        with several settings: ``{"β 1": METHODS["iba"].using(beta=1.0), …}``.
+    metrics
+        Names out of :data:`METRICS`.
     samples
         With masks; ``two_object_contrast`` also needs ``other``. What cannot be read is left out,
         with a warning at the end.
@@ -77,9 +83,9 @@ def evaluate(
     Returns
     -------
     One row per sample × method × metric × mask: columns ``sample, label, digest, area, method,
-    seed, metric, mask, value``. ``mask`` is ``strict``, ``banded`` (the border left out) or, for
-    faithfulness, ``none``; ``area`` is the object's share of the image. A value is NaN where the
-    metric does not apply (a box too large, an object that is all border).
+    seed, version, metric, mask, value``. ``mask`` is ``strict``, ``banded`` (the border left out)
+    or, for faithfulness, ``none``; ``area`` is the object's share of the image. A value is NaN
+    where the metric does not apply (a box too large, an object that is all border).
 
     Raises
     ------
@@ -95,25 +101,24 @@ def evaluate(
     UserWarning
         Of the samples that could not be read.
     """
-    methods, metrics = list(dict.fromkeys(methods)), list(dict.fromkeys(metrics))
-    check_names("method", methods, METHODS, "riba.METHODS")
+    methods, metrics = by_name(methods), list(dict.fromkeys(metrics))
     check_names("metric", metrics, METRICS, "riba.evaluation.METRICS")
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     folder = None if out is None else Path(out).resolve()
     chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
-    frames = [] if folder is None else _open(wb, folder, seed, explain)
+    frames = [] if folder is None else _open(wb, folder, seed, explain, methods)
     digests = [row["digest"] for row in rows]
     measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
-    jobs = list(_jobs(digests, methods, metrics, measured, batch))
+    jobs = list(_jobs(digests, list(methods), metrics, measured, batch))
     blocks = (
         Block(*stacked(chosen[places]), [rows[i] for i in places], job, seed, explain, folder)
         for places, job in jobs
     )
     if executor is None:
-        tables = chain.from_iterable(block.results(wb) for block in blocks)
+        tables = chain.from_iterable(block.results(wb, methods) for block in blocks)
     else:
-        tables = _elsewhere(wb, blocks, folder, executor, ahead)
+        tables = _elsewhere((wb, methods), blocks, folder, executor, ahead)
     total = sum(len(places) * len(job) for places, job in jobs)
     with progress.counter("maps", total) as bar:
         for frame in tables:
@@ -145,11 +150,11 @@ def _jobs(
 
 
 def _elsewhere(
-    wb: Workbench, blocks: Iterator[Block], folder: Path | None, executor: Executor, ahead: int
+    bench: Bench, blocks: Iterator[Block], folder: Path | None, executor: Executor, ahead: int
 ) -> Iterator[pd.DataFrame]:
     threads = isinstance(executor, ThreadPoolExecutor)
-    with nullcontext(wb) if threads else packed(wb, folder) as bench:
-        for frames in results(executor, partial(_work, bench), blocks, ahead):
+    with nullcontext(bench) if threads else packed(bench, folder) as sent:
+        for frames in results(executor, partial(_work, sent), blocks, ahead):
             for frame in frames:
                 if folder is not None:  # where the worker could not reach it
                     write_part(folder, frame, KEYS, replace=False)
@@ -159,15 +164,17 @@ def _elsewhere(
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _work(bench: Workbench | Path, block: Block) -> list[pd.DataFrame]:
+def _work(bench: Bench | Path, block: Block) -> list[pd.DataFrame]:
     """A block in a worker. Threads of one process take turns: PyTorch itself uses the other cores,
     and the workbench remembers the last result of each bottleneck only."""
     with _ONE_AT_A_TIME:
-        return list(block.results(unpacked(bench) if isinstance(bench, Path) else bench))
+        return list(block.results(*(unpacked(bench) if isinstance(bench, Path) else bench)))
 
 
-def _open(wb: Workbench, folder: Path, seed: int, explain: str) -> list[pd.DataFrame]:
-    """Make the folder, or read what was measured there with the same settings and seed."""
+def _open(
+    wb: Workbench, folder: Path, seed: int, explain: str, methods: Mapping[str, Method]
+) -> list[pd.DataFrame]:
+    """Make the folder, or read what was measured there with the same settings, seed and code."""
     is_new = not (folder / SETTINGS).is_file()
     if is_new and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(
@@ -182,4 +189,6 @@ def _open(wb: Workbench, folder: Path, seed: int, explain: str) -> list[pd.DataF
         "precision": wb.precision and str(wb.precision),
     }
     open_folder(folder, settings)
-    return [part for part in read_parts(folder) if (part["seed"] == seed).all()]
+    versions = {(seed, name, method.version) for name, method in methods.items()}
+    parts = [part for part in read_parts(folder) if "version" in part]
+    return [part for part in parts if versions.issuperset(part[VERSION].itertuples(False, None))]

@@ -15,19 +15,18 @@ from pathlib import Path
 import cloudpickle
 
 from riba import storage
-from riba.workbench import Workbench
 
 AHEAD = 32
 """Tasks at the workers at once: enough for sixteen of them, and no more in memory."""
 
 
 @contextmanager
-def packed(wb: Workbench, folder: Path | None) -> Iterator[Path]:
-    """``wb`` as a file in ``folder``, or in a temporary one, that is removed afterwards.
+def packed(bench: object, folder: Path | None) -> Iterator[Path]:
+    """``bench`` as a file in ``folder``, or in a temporary one, that is removed afterwards.
 
     The file is named by a hash of its content, so that no worker reads another one.
     """
-    content = cloudpickle.dumps(wb)  # unlike pickle, it also takes classes defined in a notebook
+    content = cloudpickle.dumps(bench)  # unlike pickle, it also takes classes defined in a notebook
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder or Path(temporary)).resolve() / f".workbench-{_digest(content)}"
         with storage.whole(path) as part:
@@ -40,8 +39,8 @@ def packed(wb: Workbench, folder: Path | None) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=1)
-def unpacked(path: Path) -> Workbench:
-    """The workbench of :func:`packed`, read once per worker; the last one stays in memory.
+def unpacked(path: Path) -> object:
+    """What :func:`packed` stored, read once per worker; the last one stays in memory.
 
     Raises
     ------
