@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.models import resnet18
 
+import riba
 from riba import progress
 from riba.method.bottleneck import (
     MIN_STD,
@@ -324,14 +325,37 @@ def test_alone_or_anywhere_in_a_batch(trained, chunk):
         assert torch.corrcoef(torch.stack([a, b]))[0, 1] >= 0.999
 
 
-def test_the_seed_draws_the_same_noise_as_replayed(trained):
+@pytest.mark.parametrize(("samples", "antithetic"), [(4, False), (4, True), (3, True), (1, True)])
+def test_the_seed_draws_the_same_noise_as_replayed(trained, samples, antithetic):
     model, layer, stats, images, targets = trained
-    iba = InformationBottleneck(model, layer, stats, steps=3, samples=4, seed=5)
+    settings = {"steps": 3, "samples": samples, "antithetic": antithetic, "seed": 5}
+    iba = InformationBottleneck(model, layer, stats, **settings)
     generator = torch.Generator().manual_seed(5)
-    shape = (4, *stats.mean.shape)
+    shape = ((samples + 1) // 2 if antithetic else samples, *stats.mean.shape)
     noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(3)])
+    if antithetic:  # an odd copy has no partner
+        noise = torch.cat([noise, -noise], 1)[:, :samples]
     drawn, replayed = iba(images[:2], targets[:2]), iba(images[:2], targets[:2], noise)
     assert torch.equal(drawn.alpha, replayed.alpha)
+
+
+def test_antithetic_copies_are_closer_to_the_limit_than_as_many_independent_ones():
+    wb = riba.load()
+    images = torch.stack([wb.validation[index].image for index in range(4)])
+    targets = [wb.validation[index].label for index in range(4)]
+
+    def maps(**settings):
+        iba = InformationBottleneck(wb.model, wb.layer, wb.statistics, **settings)
+        return iba(images, targets).nats.sum(1).flatten(1)
+
+    limit = maps(samples=60, seed=0)
+
+    def distance(**settings):
+        found = [maps(samples=4, seed=seed, **settings) for seed in (1, 2, 3)]
+        pairs = [torch.stack([a, b]) for m in found for a, b in zip(m, limit, strict=True)]
+        return 1 - sum(torch.corrcoef(pair)[0, 1] for pair in pairs) / len(pairs)
+
+    assert distance(antithetic=True) < 0.6 * distance(antithetic=False)
 
 
 def test_a_set_of_classes_counts_together(trained):

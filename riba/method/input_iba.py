@@ -21,6 +21,7 @@ from riba.method.bottleneck import (
     Information,
     InformationBottleneck,
     Settings,
+    drawn,
     log_probability,
     openness,
     restricted_moments,
@@ -230,7 +231,7 @@ class InputIBA:
         Of the noise at the pixels, in the space that the network takes.
     settings
         Of the bottleneck at the pixels, fields of :class:`riba.method.bottleneck.Settings`; by
-        default :data:`AT_PIXELS`.
+        default :data:`AT_PIXELS`. Copies and seed are those of the feature bottleneck, too.
 
     Raises
     ------
@@ -260,8 +261,9 @@ class InputIBA:
         if unused := {"chunk", "precision"} & settings.keys():
             raise ValueError(f"InputIBA has no setting {min(unused)!r}: leave it out")
         self.settings = replace(AT_PIXELS, **settings)
+        drawing = {name: getattr(self.settings, name) for name in ("samples", "antithetic", "seed")}
         self.bottleneck = InformationBottleneck(
-            model, layer, stats, beta=feature_beta, sigma=0.0, seed=self.settings.seed, chunk=1
+            model, layer, stats, beta=feature_beta, sigma=0.0, chunk=1, **drawing
         )
         self.model, self.layer, self.stats, self.prior = model, layer, stats, prior
         self.mean, self.std = mean, std
@@ -324,11 +326,11 @@ class InputIBA:
         prior = PRIORS[self.prior](task)
         alpha = torch.full_like(image, settings.initial_alpha).requires_grad_()
         adam = torch.optim.Adam([alpha], lr=settings.lr)
-        draw = torch.Generator().manual_seed(settings.seed)
+        draws = drawn(settings, [(settings.samples, *image.shape)], image)
         targets = target.expand(settings.samples, *target.shape)
         trace = []
         for step in progress.track(range(settings.steps + 1), "bottleneck at the pixels"):
-            noise = task.noise(draw, settings.samples)
+            (noise,) = next(draws)
             with torch.set_grad_enabled(step < settings.steps):
                 lambda_, nats = self.measure(image, alpha, prior)
                 z = lambda_ * image + (1 - lambda_) * (self.std * noise + self.mean)
