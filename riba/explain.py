@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,9 +24,11 @@ from torch import Tensor
 from riba import progress, storage
 from riba.compare.methods import METHODS, find_method
 from riba.compare.results import open_folder
+from riba.method.network import layer_names
 from riba.show import plots
 from riba.testbed import segmentation
-from riba.testbed.networks import NETWORKS
+from riba.testbed.networks import NETWORKS, input_of, load_weights
+from riba.testbed.segmentation import Photos
 from riba.workbench import Workbench, load, photo_reference
 
 TABLE = "maps.csv"
@@ -46,19 +49,21 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     ValueError, FileNotFoundError
         A setting does not fit, or a file is missing; says which.
     """
-    find_method(arguments.method)
-    where = {"weights": arguments.weights, "layer": arguments.layer, "device": arguments.device}
-    wb = load(arguments.model, **where)
+    method = find_method(arguments.method)
+    wb = workbench(arguments)
     if arguments.reference is not None:
         reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
         wb = replace(wb, reference=reference, statistics=reference(wb.model, wb.layer))
-    photos = segmentation.unmasked(arguments.photos, wb.prepare, wb.class_names)
+    parts = [segmentation.unmasked(place, wb.prepare) for place in arguments.photos]
+    photos = replace(parts[0], entries=[entry for part in parts for entry in part.entries])
+    names = unique_names([entry.image for entry in photos.entries])
     label = None if arguments.label is None else wb.class_number(arguments.label)
     settings = {"method": arguments.method, "class": label, "seed": arguments.seed}
+    settings["version"] = method.version
     open_folder(arguments.out, wb.facts | settings, "*.npz")
     rows, unreadable = [], []
     for place in progress.track(range(len(photos)), arguments.method):
-        name = photos.entries[place].name
+        name = names[place]
         try:
             image = photos[place].image
         except (OSError, ValueError) as error:
@@ -75,6 +80,43 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise ValueError(f"nothing could be explained: {'; '.join(unreadable)}")
     return pd.DataFrame(rows), unreadable
+
+
+def workbench(arguments: argparse.Namespace) -> Workbench:
+    """The network that was asked for: one by name, or what a function of the user returns.
+
+    Raises
+    ------
+    ValueError
+        There is no such function, or the layer of the bottleneck was not named.
+    """
+    names = {name: getattr(arguments, name) for name in ("weights", "layer", "device")}
+    if ":" not in arguments.model:
+        return load(arguments.model, **names)
+    module, function = arguments.model.split(":", 1)
+    try:
+        made = getattr(import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model takes package.module:function ({error})") from error
+    model, prepare = made if isinstance(made, tuple) else (made, input_of("resnet50")[0])
+    if arguments.layer is None:
+        last = ", ".join(layer_names(model)[-5:])
+        raise ValueError(f"name the bottleneck layer with --layer (the last ones are {last})")
+    if arguments.weights is not None:
+        load_weights(model, arguments.weights)
+    model = model.eval().to(arguments.device or "cpu")
+    nothing = Photos([], prepare, (), segmentation.silhouette)
+    return Workbench.of(model, arguments.layer, nothing)
+
+
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Names of files, with as many folders before them as tell them apart."""
+    names = [file.name for file in files]
+    for depth in range(2, 1 + max(len(file.resolve().parts) for file in files)):
+        if len(set(names)) == len(names):
+            break
+        names = ["-".join(file.resolve().parts[-depth:]) for file in files]
+    return names
 
 
 def explained(
@@ -121,16 +163,22 @@ def sheet(rgb: np.ndarray, values: Tensor) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: ``python -m riba.explain --help``."""
+    progress.printable()
     parser = argparse.ArgumentParser(prog="python -m riba.explain", description=__doc__)
     add = parser.add_argument
-    add("photos", type=Path, help="a photo, or a folder of photos")
-    add("--out", type=Path, required=True, help="folder for the maps")
-    add("--model", default="scenenet", help=f"one of {', '.join(NETWORKS)}")
+    add("photos", type=storage.place, nargs="+", help="photos, or folders of photos")
+    add("--out", type=storage.place, required=True, help="folder for the maps")
+    own = "or package.module:function, which returns your network, or network and Preparation"
+    add("--model", default="scenenet", help=f"one of {', '.join(NETWORKS)}; {own}")
     add("--method", default="relevance-iba", help="a name out of riba.METHODS")
     add("--label", help="class to explain, its number or name; else the prediction")
     add("--layer", help="where the bottleneck sits; else the network's default")
     add("--weights", help="file of weights, or name of published ones")
-    add("--reference", type=Path, help="a thousand or more ordinary photos, for the statistics")
+    add(
+        "--reference",
+        type=storage.place,
+        help="a thousand or more ordinary photos, for the statistics",
+    )
     add("--device", help="cuda, or cpu")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

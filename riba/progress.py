@@ -7,6 +7,7 @@ instead: it is called at every step, and ends the work by raising :class:`Cancel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -56,6 +57,13 @@ class Watched:
         """So many steps more are done."""
         self.done += steps
         self.report(self.label, self.done, self.total)
+
+
+def printable() -> None:
+    """Let ``print`` escape what the console cannot show, such as a file's name in Chinese."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 Counter = tqdm | Watched

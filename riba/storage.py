@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Generic, TypeVar
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -22,13 +23,34 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
+def place(path: Path | str) -> Path:
+    """A path as a user writes it: ``~`` is the home folder."""
+    return Path(path).expanduser()
+
+
+@contextmanager
+def unless_full(what: str) -> Iterator[None]:
+    """Writing that may fail (a full disk, no permission): what was computed is worth more.
+
+    Warns
+    -----
+    UserWarning
+        ``what`` was not stored, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = f"{what} could not be stored ({error}) and will be computed again next time"
+        warnings.warn(text, stacklevel=4)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place to write to that takes the place of ``path`` when all has been written.
 
     Who reads ``path`` sees the old file or the new one, never a part; after an error the old one.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}")
     try:
         yield part
         os.replace(part, path)

@@ -1,7 +1,11 @@
 """From a folder to maps, from a shell."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -70,7 +74,13 @@ def test_what_is_there_is_not_computed_again(photos, tmp_path, monkeypatch, caps
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "scene1.png.npz").unlink()
     made, plain = [], METHODS["edges"]
-    counted = replace(plain, function=lambda query: made.append(1) or plain.function(query))
+
+    @wraps(plain.function)  # so that it counts as the same version
+    def count(query):
+        made.append(1)
+        return plain.function(query)
+
+    counted = replace(plain, function=count)
     monkeypatch.setitem(METHODS, "edges", counted)
     command(photos, out, "--method", "edges")
     assert len(made) == 1
@@ -169,3 +179,49 @@ def test_signed_maps_diverge():
     assert plots.in_colour(np.abs(values))[5, 0].max() < 0.1  # black at zero
     grey = plots.overlay(np.full((10, 10, 3), 0.5), np.zeros((10, 10)))
     np.testing.assert_allclose(grey, 0.5)
+
+
+NETWORK = """
+from riba.testbed.datasets import SCENES
+from riba.testbed.networks import scenenet
+
+def mine():
+    return scenenet(), SCENES
+
+def alone():
+    return scenenet()
+"""
+
+
+def test_a_network_of_ones_own_and_several_photos(photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_network.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    out, model = tmp_path / "out", ["--model", "my_network:mine", "--layer", "features.14"]
+    second = tmp_path / "scene0.png"  # of the same name as one in the folder
+    Image.open(photos / "scene1.png").save(second)
+    ask = [str(photos / "scene0.png"), str(second), "--out", str(out), "--method", "edges"]
+    explain.main([*ask, *model])
+    table = pd.read_csv(out / "maps.csv")
+    assert table["photo"].nunique() == 2
+    assert table["class"].str.startswith("class ").all()
+    for words, message in (
+        (["--model", "my_network:gone"], "--model takes package.module:function"),
+        (["--model", "nowhere:mine"], "No module named 'nowhere'"),
+        (["--model", "my_network:alone"], "name the bottleneck layer with --layer"),
+        ([*model, "--method", "iba"], "pass --reference FOLDER of ordinary photos"),
+    ):
+        with pytest.raises(SystemExit):
+            explain.main([*ask[:2], "--out", str(tmp_path / "other"), *words])
+        assert message in capsys.readouterr().err
+
+
+def test_a_console_of_another_encoding(tmp_path):
+    Image.new("RGB", (140, 140), (90, 120, 30)).save(tmp_path / "猫.png")
+    command = [sys.executable, "-m", "riba.explain", str(tmp_path), "--method", "edges"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "maps")],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u732b.png" in done.stdout

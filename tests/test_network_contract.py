@@ -303,3 +303,35 @@ def test_the_state_changes_with_everything_that_is_written():
     weight.data = weight.data + 1
     states.append(state_of(model))
     assert len(set(states)) == 4
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda state: {"epoch": 3, "state_dict": state},
+        lambda state: {"model": state, "optimizer": {}},
+        lambda state: {f"module.{name}": x for name, x in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": x for name, x in state.items()},
+    ],
+    ids=["state_dict", "model", "DataParallel", "both wrappers"],
+)
+def test_checkpoints_as_people_have_them(net, stored, tmp_path):
+    torch.save(stored(scenenet().state_dict()), tmp_path / "checkpoint.pth")
+    load_weights(net, tmp_path / "checkpoint.pth")
+    assert fingerprint(net) == fingerprint(scenenet())
+
+
+def test_checkpoints_that_do_not_fit_are_refused_in_a_sentence(net, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    state = scenenet().state_dict()
+    head = {name: x[:5] if name.startswith("classifier") else x for name, x in state.items()}
+    for content, message in (
+        (head, r"2 entries differ, it has classifier.2.weight of 5×96, not 10×96"),
+        ({**state, "more": torch.zeros(1)}, "1 entries differ, it has more, which it lacks"),
+        ({"lr": 0.1}, r"holds no weights by name: save model\.state_dict\(\)"),
+        (net, r"more than tensors, such as a whole network.*save model\.state_dict\(\)"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message) as error:
+            load_weights(net, path)
+        assert len(str(error.value)) <= 300

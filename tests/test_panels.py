@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from riba.show.panels.paint import SHOWN, Bars, View, paint
 from riba.show.panels.randomise import randomise_view
 from riba.show.panels.rule_bench import PARAMETERS, PIXELS, formula, tuned, upper_half
 from riba.storage import Memory
-from riba.testbed import networks
+from riba.testbed import networks, segmentation
 
 EXPLORER = sys.modules["riba.show.panels.explorer"]
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
@@ -854,3 +855,16 @@ def test_a_file_that_is_no_photo_is_told_in_the_panel(wb, tmp_path, monkeypatch)
     assert "holiday.jpg is not a picture, whatever its name says" in panel.message
     panel.reset()
     assert panel.state == "current"
+
+
+def test_photos_without_labels_and_masks(wb, tmp_path, unpainted):
+    Image.fromarray(wb.test.scene(0).image).save(tmp_path / "photo.png")
+    photos = segmentation.unmasked(tmp_path, wb.prepare, wb.class_names)
+    bench = replace(wb, test=photos)
+    for name in ("bottleneck", "descent", "explorer", "randomise", "rule_bench"):
+        panel = getattr(panels, name)(bench)
+        assert (panel.state, panel.message) == ("current", ""), name
+    for name in ("allocation", "resolution"):
+        panel = getattr(panels, name)(bench)
+        assert panel.state == "failed"
+        assert "this photo has no mask to hold a map against" in panel.message

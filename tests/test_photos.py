@@ -520,3 +520,24 @@ def test_a_damaged_package_is_said(wanted):
     package(path, files, magic=b"no deb!\n")
     with pytest.raises(SystemExit, match="it is not a Debian package"):
         get_photos.main(["--out", str(place)])
+
+
+@pytest.mark.parametrize(("top", "expected"), [(1.0, 127.5), (255.0, 127.5)])
+def test_float_pictures_are_scaled(top, expected, tmp_path):
+    grey = np.linspace(0, top, 100, dtype=np.float32).reshape(10, 10)
+    Image.fromarray(grey).save(tmp_path / "scan.tif")
+    assert datasets.read_photo(tmp_path / "scan.tif").mean() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("values", [(-1, 1), (0, 4000), (np.nan, 1)])
+def test_float_pictures_of_another_range_are_refused(values, tmp_path):
+    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "scan.tif")
+    with pytest.raises(ValueError, match=r"scan.tif holds values from .*: scale them"):
+        datasets.read_photo(tmp_path / "scan.tif")
+
+
+def test_grey_preparation():
+    prepare = datasets.Preparation(8, 8, (0.5,), (0.25,))
+    image = prepare.image(np.full((10, 10, 3), 128, np.uint8))
+    assert image.shape == (1, 8, 8)
+    assert prepare.to_rgb(image).shape == (8, 8, 3)

@@ -10,7 +10,7 @@ from torchvision.models import VGG16_Weights
 import riba
 from riba.compare import metrics
 from riba.storage import DATA
-from riba.testbed import segmentation
+from riba.testbed import datasets, segmentation
 from riba.testbed.datasets import Preparation
 
 PREPARE = Preparation(64, 56, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -374,11 +374,70 @@ def test_what_is_missing_is_said_in_words(voc, pets, own, tmp_path):
         segmentation.folder(tmp_path / "gone", own[1], WHOLE, {})
     with pytest.raises(ValueError, match="no photos in"):
         segmentation.folder(voc, own[1], WHOLE, {})
-    with pytest.raises(ValueError, match=r"cat\.JPG has no label"):
-        segmentation.folder(*own, WHOLE, {"dog": 1})
+    with pytest.warns(UserWarning, match=r"1 photos left out: cat\.JPG has no label"):
+        assert len(segmentation.folder(*own, WHOLE, {"dog": 1})) == 1
     (own[1] / "cat.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cat\.JPG has no mask in"):
-        segmentation.folder(*own, WHOLE, {"dog": 1, "cat": 0})
+    with pytest.warns(UserWarning, match=r"1 photos left out: cat\.JPG has no mask"):
+        assert len(segmentation.folder(*own, WHOLE, {"dog": 1, "cat": 0})) == 1
+    with (
+        pytest.warns(UserWarning, match="2 photos left out"),
+        pytest.raises(ValueError, match=r"no photo of .* has a mask and a label"),
+    ):
+        segmentation.folder(*own, WHOLE, {})
+
+
+def test_labels_may_be_names(own):
+    photos = segmentation.folder(*own, WHOLE, {"dog": "hound", "cat": "tabby"})
+    assert photos.class_names == ("hound", "tabby")
+    assert {entry.name: entry.label for entry in photos.entries} == {"dog": 0, "cat": 1}
+
+
+SQUARE = np.pad(np.ones((4, 4)), 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(SQUARE),
+        Image.fromarray(SQUARE * 255),
+        Image.fromarray(SQUARE.astype(bool)),
+        Image.fromarray(SQUARE).convert("P"),
+        Image.fromarray(SQUARE.astype(np.uint16) * 65535),
+        Image.fromarray(SQUARE.astype(np.float32)),
+        Image.fromarray(SQUARE * 255).convert("RGB"),
+    ],
+    ids=["0-1", "0-255", "boolean", "palette", "16 bits", "float", "RGB"],
+)
+def test_masks_as_people_have_them(mask, tmp_path):
+    mask.save(tmp_path / "mask.tiff")
+    assert np.array_equal(segmentation.silhouette(tmp_path / "mask.tiff"), SQUARE)
+
+
+def test_other_photos_of_the_same_names_and_sizes_have_another_digest(tmp_path):
+    digests = set()
+    for level in (20, 200):
+        folder = tmp_path / str(level)
+        folder.mkdir()
+        for number in range(3):
+            Image.new("RGB", (40, 40), (level,) * 3).save(folder / f"{number}.bmp")
+        digests.add(segmentation.unmasked(folder, WHOLE).digest())
+    assert len(digests) == 2
+
+
+def test_subfolders_on_demand(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for place in ("a.png", "deep/a.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    assert [e.name for e in segmentation.unmasked(tmp_path, WHOLE).entries] == ["a.png"]
+    photos = segmentation.unmasked(tmp_path, WHOLE, subfolders=True)
+    assert [entry.name for entry in photos.entries] == ["a.png", "deep-a.png"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert len(segmentation.unmasked("~", WHOLE)) == 1
+    assert datasets.read_photo("~/a.png").shape == (8, 8, 3)
 
 
 def test_a_mask_with_colours_is_refused(voc):

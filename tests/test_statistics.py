@@ -226,7 +226,7 @@ def test_corrupt_cache_is_rebuilt_with_a_warning(model, images, tmp_path, damage
 def test_a_cache_that_cannot_be_written_costs_nothing_but_a_warning(model, images, tmp_path):
     folder = tmp_path / "cache"
     folder.write_text("a file in the way of the folder")
-    with pytest.warns(UserWarning, match="were not stored"):
+    with pytest.warns(UserWarning, match="statistics could not be stored"):
         stats = cached(model, images, folder)
     assert same(stats, cached(model, images, tmp_path / "other"))
 

@@ -174,7 +174,7 @@ class FeatureStatistics:
                 facts["fingerprint"],
             ]
         )
-        path = Path(folder) / (re.sub(r"[^\w.-]", "_", name) + ".safetensors")
+        path = storage.place(folder) / (re.sub(r"[^\w.-]", "_", name) + ".safetensors")
         if path.is_file():
             try:
                 stats = cls.load(path)
@@ -186,18 +186,13 @@ class FeatureStatistics:
         stats = cls.fit(model, layer, images() if callable(images) else images)
         stats = replace(stats, dataset=dataset)
         stats._require(facts, "the images: they")
-        try:
+        with storage.unless_full("feature statistics"):
             stats.save(path)
-        except OSError as error:  # a full disk or a folder without permission must not cost them
-            warnings.warn(
-                f"feature statistics were not stored ({error}): they are computed again next time",
-                stacklevel=2,
-            )
         return stats
 
     def save(self, path: Path | str) -> None:
         """Write a ``.safetensors`` file; a reader sees the old file or the new, never a part."""
-        path = Path(path)
+        path = storage.place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = self._tensors()
         facts = {name: getattr(self, name) for name in _FACTS}
@@ -218,7 +213,7 @@ class FeatureStatistics:
         ValueError
             The file is truncated, altered or something else.
         """
-        path = Path(path)
+        path = storage.place(path)
         if not path.is_file():
             raise FileNotFoundError(f"no feature statistics at {path}: fit and save them first")
         try:

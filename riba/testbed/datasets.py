@@ -152,7 +152,7 @@ def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
     ValueError
         It is not a picture, is damaged, or has more than eighty million pixels.
     """
-    path = Path(path)
+    path = storage.place(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}: check the path")
     try:
@@ -191,10 +191,22 @@ def read_photo(path: Path | str, shorter: int | None = None) -> np.ndarray:
         upright = ImageOps.exif_transpose(photo)
         if upright.mode.startswith("I"):  # 16 bits
             upright = upright.point(lambda value: value / 256).convert("L")
+        if upright.mode == "F":
+            upright = Image.fromarray(_bytes(np.array(upright), Path(path).name))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
         return np.array(upright.convert("RGB"))
+
+
+def _bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Greys in 0–1, or in 0–255, as bytes."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # so that NaN is refused, too
+        raise ValueError(
+            f"{name} holds values from {low:g} to {high:g}: scale them to 0–1 or 0–255 first"
+        )
+    return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
 
 
 # --- preparation for a network -------------------------------------------------------------------
@@ -250,7 +262,9 @@ class Preparation:
         return np.array(functional.center_crop(image, [self.crop]))
 
     def normalise(self, picture: np.ndarray) -> Tensor:
-        """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged."""
+        """H×W×3 uint8 to 3×H×W float, normalised, the size unchanged; 1×H×W grey for one mean."""
+        if len(self.mean) == 1:
+            picture = np.array(Image.fromarray(picture).convert("L"))[..., None]
         rgb = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255
         mean, std = self._moments()
         return (rgb - mean) / std
@@ -260,9 +274,12 @@ class Preparation:
         return self.normalise(self.square(picture))
 
     def to_rgb(self, image: Tensor) -> Tensor:
-        """Undo the normalisation: …×3×H×W to …×H×W×3 in 0–1, on the CPU."""
+        """Undo the normalisation: …×C×H×W to …×H×W×3 in 0–1, on the CPU; grey unless C is 3."""
         mean, std = self._moments()
-        return (image.cpu() * std + mean).clamp(0, 1).movedim(-3, -1)
+        rgb = (image.cpu() * std + mean).clamp(0, 1)
+        if image.shape[-3] != 3:
+            rgb = torch.cat([rgb.mean(-3, keepdim=True)] * 3, -3)
+        return rgb.movedim(-3, -1)
 
     def _moments(self) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
@@ -323,13 +340,14 @@ def drawn(
     with contextlib.suppress(Exception), np.load(path) as stored:  # damage raises in many ways
         return Drawn(**stored)
     draw = functools.partial(_draw_one, picture=picture, variant=variant)
-    with ProcessPoolExecutor(workers) as pool:  # starts no process before its first task
+    with ProcessPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
         scene_rows = pool.map(draw, seeds, chunksize=32) if workers > 1 else map(draw, seeds)
         rows = list(progress.track(scene_rows, "drawing scenes", count))
     result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.whole(path) as part, part.open("wb") as file:
-        np.savez(file, **result._asdict())
+    with storage.unless_full("drawn scenes"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.whole(path) as part, part.open("wb") as file:
+            np.savez(file, **result._asdict())
     return result
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock, conv1x1
 
+from riba import storage
 from riba.method.readout import ReadoutBottleneck, new_readout
 from riba.method.statistics import FeatureStatistics, check_statistics
 from riba.storage import DATA
@@ -223,16 +224,49 @@ def load_weights(model: nn.Module, path: Path | str, *, renamed: bool = False) -
     ValueError
         The file is truncated, of another kind, or holds the weights of another network.
     """
-    state = _read_weights(Path(path))
+    path, own = storage.place(path), model.state_dict()
+    state = _read_weights(path)
     if renamed:
-        state = dict(zip(model.state_dict(), state.values(), strict=False))
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds the weights of another network: {error}") from error
+        state = dict(zip(own, state.values(), strict=False))
+    differences = [f"no {name}" for name in own if name not in state]
+    differences += [f"{name}, which it lacks" for name in state if name not in own]
+    differences += [
+        f"{name} of {_by(state[name])}, not {_by(own[name])}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if differences:
+        raise ValueError(
+            f"{path.name} holds the weights of another network: {len(differences)} entries "
+            f"differ, it has {differences[0]}"
+        )
+    model.load_state_dict(state)
+
+
+def _by(tensor: torch.Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one number"
+
+
+NESTED = ("state_dict", "model_state_dict", "model", "network", "net")
+"""Names under which checkpoints hold the weights beside other things."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that ``DataParallel`` and ``torch.compile`` put before every name."""
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a file by name, out of whatever they were stored in."""
+    state = _content(path)
+    for key in NESTED:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise ValueError(f"{path.name} holds no weights by name: save model.state_dict()")
+    while (prefix := next(iter(state), "").partition(".")[0] + ".") in WRAPPERS:
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _content(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: check the path (`make model` trains ours)")
     try:
@@ -240,7 +274,12 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(
+                f"{path.name} holds more than tensors, such as a whole network, which could run "
+                "code when it is read: save model.state_dict() in its place"
+            ) from error
+        reason = str(error).partition("\n")[0][:100] or type(error).__name__
         raise ValueError(f"{path} cannot be read as weights ({reason}): get it again") from error
 
 

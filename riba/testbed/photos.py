@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from riba import storage
 from riba.method.network import near_matches
 from riba.storage import DATA, Memory
 from riba.testbed import datasets, segmentation
@@ -141,7 +142,7 @@ class Picture:
     def of(cls, folder: Path | str, file: str, split: str, label: int | None) -> Picture:
         """A file of a folder."""
         name = Path(file).with_suffix("").as_posix().replace("/", "-")
-        return cls(name, Path(folder) / file, split, label)
+        return cls(name, storage.place(folder) / file, split, label)
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def fetched(class_names: Sequence[str]) -> Collection:
 
 def _listed(kind: str, folder: Path | str, tables: Mapping[str, Path | str]) -> pd.DataFrame:
     """The rows of a table; without one, all pictures below a folder."""
-    folder = Path(folder)
+    folder = storage.place(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: check the path")
     if kind in tables:

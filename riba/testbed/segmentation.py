@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from riba import progress
+from riba import progress, storage
 from riba.method.network import near_matches
 from riba.storage import DATA
 from riba.testbed import datasets
@@ -125,9 +125,10 @@ class Photos(Sequence):
         return replace(self, entries=chosen)
 
     def digest(self) -> str:
-        """Changes with the photos' names and sizes in bytes, and with how they are prepared."""
-        facts = [[e.image.name, e.image.is_file() and e.image.stat().st_size] for e in self.entries]
-        text = json.dumps([facts, astuple(self.prepare)])
+        """Changes with what is in the photos' files, and with how they are prepared."""
+        there = [entry.image for entry in self.entries if entry.image.is_file()]
+        contents = [datasets.files_hash([file]) for file in there]
+        text = json.dumps([len(self.entries), contents, astuple(self.prepare)])
         return f"photos-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -279,38 +280,60 @@ _SUBSETS = {"ImageNetS50": "s50", "ImageNetS300": "s300", "ImageNetS919": "s919"
 
 
 def folder(
-    images: Path | str, masks: Path | str, prepare: Preparation, labels: dict[str, int]
+    images: Path | str, masks: Path | str, prepare: Preparation, labels: dict[str, int | str]
 ) -> Photos:
     """A folder of photos and one of masks, paired by name: ``dog.jpg`` with ``dog.png``.
 
     Parameters
     ----------
     images, masks
-        Folders; a mask is a grey picture that is above 127 on the object.
+        Folders; for the masks :func:`silhouette`.
     labels
-        Class number of each photo, by name without its ending.
+        Class number, or name, of each photo, by name without its ending. Names are numbered in
+        alphabetical order.
 
     Raises
     ------
     FileNotFoundError
-        A folder does not exist, or a photo has no mask.
+        A folder does not exist.
     ValueError
-        There are no photos, or one has no label.
+        There are no photos with mask and label.
+
+    Warns
+    -----
+    UserWarning
+        Of the photos that have no mask or no label, which are left out.
     """
-    by_name = {mask.stem: mask for mask in sorted(Path(masks).iterdir(), reverse=True)}
-    entries = []
-    for photo in _pictures(Path(images)):
-        if photo.stem not in by_name:
-            raise FileNotFoundError(f"{photo.name} has no mask in {masks}: the names must agree")
-        if photo.stem not in labels:
-            raise ValueError(f"{photo.name} has no label: add {photo.stem!r} to labels")
-        entries.append(Entry(photo.stem, photo, by_name[photo.stem], labels[photo.stem]))
-    names = [f"class {number}" for number in range(max(labels.values()) + 1)]
+    by_name = {mask.stem: mask for mask in _pictures(storage.place(masks), "masks")[::-1]}
+    names = sorted({label for label in labels.values() if isinstance(label, str)})
+    numbers = [label for label in labels.values() if not isinstance(label, str)]
+    names = names or [f"class {number}" for number in range(max(numbers, default=-1) + 1)]
+    entries, left_out = [], []
+    for photo in _pictures(storage.place(images)):
+        label = labels.get(photo.stem)
+        label = names.index(label) if isinstance(label, str) else label
+        if photo.stem in by_name and label is not None:
+            entries.append(Entry(photo.stem, photo, by_name[photo.stem], label))
+        else:
+            lacks = "label" if photo.stem in by_name else "mask"
+            left_out.append(f"{photo.name} has no {lacks}")
+    if left_out:
+        warnings.warn(f"{len(left_out)} photos left out: {'; '.join(left_out)}", stacklevel=2)
+    if not entries:
+        raise ValueError(f"no photo of {images} has a mask and a label: their names must agree")
     return Photos(entries, prepare, tuple(names), silhouette)
 
 
-def unmasked(place: Path | str, prepare: Preparation, class_names: Sequence[str] = ()) -> Photos:
+def unmasked(
+    place: Path | str,
+    prepare: Preparation,
+    class_names: Sequence[str] = (),
+    *,
+    subfolders: bool = False,
+) -> Photos:
     """One photo, or all photos of a folder, without masks: to be explained, not evaluated.
+
+    With ``subfolders`` those below it, too, named by their path.
 
     Raises
     ------
@@ -319,11 +342,12 @@ def unmasked(place: Path | str, prepare: Preparation, class_names: Sequence[str]
     ValueError
         There are no photos in the folder.
     """
-    place = Path(place)
+    place = storage.place(place)
     if not place.exists():
         raise FileNotFoundError(f"no photo and no folder at {place}: check the path")
-    files = [place] if place.is_file() else _pictures(place)
-    entries = [Entry(path.name, path) for path in files]
+    files = [place] if place.is_file() else _pictures(place, subfolders=subfolders)
+    root = place.parent if place.is_file() else place
+    entries = [Entry("-".join(path.relative_to(root).parts), path) for path in files]
     return Photos(entries, prepare, tuple(class_names), silhouette)
 
 
@@ -423,8 +447,16 @@ def numbers_of(rgb: np.ndarray) -> np.ndarray:
 
 
 def silhouette(path: Path) -> np.ndarray:
-    """Codes of a black-and-white mask: 1 where it is above 127."""
-    return (datasets.read_photo(path).mean(2) > 127).astype(np.uint8)
+    """Codes of a mask of one object: 1 on the object.
+
+    That is where a black-and-white or indexed picture is not 0, where a grey or coloured one is
+    above half of its range, and where one with values of 0 and 1 only is 1.
+    """
+    with datasets.open_picture(path, "mask") as picture:
+        indexed = picture.mode in ("1", "P")
+        values = np.array(picture if indexed or picture.mode[0] in "IF" else picture.convert("L"))
+    largest = next((top for top in (1, 255) if values.max() <= top), 65535)
+    return (values > (0 if indexed else largest / 2)).astype(np.uint8)
 
 
 def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
@@ -437,19 +469,20 @@ def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pictures(folder: Path, what: str = "photos", subfolders: bool = False) -> list[Path]:
     """All pictures in a folder, sorted by name."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: check the path")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    paths = folder.rglob("*") if subfolders else folder.iterdir()
+    pictures = sorted(path for path in paths if path.suffix.lower() in PICTURES)
     if not pictures:
-        raise ValueError(f"no photos in {folder}: {', '.join(PICTURES)} are read")
+        raise ValueError(f"no {what} in {folder}: {', '.join(PICTURES)} are read")
     return pictures
 
 
 def _find_folder(root: Path | str, name: str, content: str, places: Sequence[str]) -> Path:
     """The first of ``places`` below ``root`` that has a folder ``content``."""
-    for place in map(Path(root).joinpath, places):
+    for place in map(storage.place(root).joinpath, places):
         if (place / content).is_dir():
             return place
     raise FileNotFoundError(f"{root} does not hold {name} (no folder {content}): {HELP}")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
-from pathlib import Path
 
 import pandas as pd
 import torch
 
+from riba import progress, storage
 from riba.compare.evaluation.blocks import CONTRAST, METRICS
 from riba.compare.evaluation.samples import select, select_pairs
 from riba.compare.evaluation.statistics import summarise
@@ -87,12 +87,15 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0, help="processes; 0 is this one alone")
-    add("--out", type=Path, default=DATA / "cache" / "evaluation", help="folder of results")
+    add(
+        "--out", type=storage.place, default=DATA / "cache" / "evaluation", help="folder of results"
+    )
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: ``python -m riba.evaluation --help``."""
+    progress.printable()
     command = parser()
     arguments = command.parse_args(argv)
     try:

@@ -78,30 +78,30 @@ def read_once(
 
     Returns
     -------
-    The samples that can be read, what a row of the table says about each, and why others cannot be
-    read.
+    The samples that can be read and measured, what a row of the table says about each, and why
+    others are passed over.
 
     Raises
     ------
     ValueError
-        A sample cannot be measured or is there twice, or none can be read.
+        None is left.
     """
     places, rows, unreadable = [], {}, []
     for place in progress.track(range(len(samples)), "reading samples"):
         try:
             sample = samples[place]
+            row = _identified(sample)
+            _check(wb, sample, row["sample"], metrics, explain)
+            if row["digest"] in rows:
+                raise ValueError(f"sample {row['sample']} is in the list twice")
         except (OSError, ValueError) as error:
             unreadable.append(str(error))
             continue
-        row = _identified(sample)
-        _check(wb, sample, row["sample"], metrics, explain)
-        if row["digest"] in rows:
-            raise ValueError(f"sample {row['sample']} is in the list twice: pass it once")
         places.append((samples, place))
         rows[row["digest"]] = row
     if not rows:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
-        raise ValueError(f"no samples to evaluate: pass at least one that can be read{reasons}")
+        raise ValueError(f"no samples to evaluate: pass one that can be read and judged{reasons}")
     return Chosen(places), list(rows.values()), unreadable
 
 

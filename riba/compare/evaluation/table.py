@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from riba import progress
+from riba import progress, storage
 from riba.compare.evaluation.blocks import KEYS, METRICS, Block, Jobs, stacked
 from riba.compare.evaluation.samples import read_once
 from riba.compare.evaluation.workers import AHEAD, packed, results, unpacked
@@ -60,8 +60,8 @@ def evaluate(
     metrics
         Names out of :data:`METRICS`.
     samples
-        With masks; ``two_object_contrast`` also needs ``other``. What cannot be read is left out,
-        with a warning at the end.
+        With masks; ``two_object_contrast`` also needs ``other``. What cannot be read or judged, or
+        is there twice, is left out, with a warning at the end.
     out
         Folder for the results: each (method, few samples) is written as soon as it is measured, so
         that a run that was stopped anywhere goes on where it was. None keeps all in memory.
@@ -90,22 +90,21 @@ def evaluate(
     Raises
     ------
     ValueError
-        Unknown method or metric (near matches listed), a sample that is there twice, no mask, an
-        empty one or one of another size than its image, a label that the network does
-        not know, or an ``out`` of other settings.
+        Unknown method or metric (near matches listed), no sample that can be judged, or an ``out``
+        of other settings.
     RuntimeError
         Something went wrong in a worker; what was measured until then is kept in ``out``.
 
     Warns
     -----
     UserWarning
-        Of the samples that could not be read.
+        Of the samples that were left out, and why.
     """
     methods, metrics = by_name(methods), list(dict.fromkeys(metrics))
     check_names("metric", metrics, METRICS, "riba.evaluation.METRICS")
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
-    folder = None if out is None else Path(out).resolve()
+    folder = None if out is None else storage.place(out).resolve()
     chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
     frames = [] if folder is None else _open(wb, folder, seed, explain, methods)
     digests = [row["digest"] for row in rows]

@@ -15,7 +15,6 @@ from riba.show.panels import samples
 from riba.show.panels.controls import check_count, control, method_list, scene_slider
 from riba.show.panels.paint import COLOURS, PALE, Curves, Picture, Tile, View
 from riba.show.panels.panel import Panel
-from riba.testbed import datasets
 from riba.workbench import Workbench
 
 MOST = 3
@@ -30,8 +29,8 @@ def allocation(wb: Workbench, **settings: object) -> Panel:
     wb = samples.private_copy(wb)
 
     def explain(scene: int, method: str) -> Tensor:
-        images, labels, masks = datasets.stack([samples.sample(wb, scene)])
-        return METHODS[method](wb, images, wb.targets(labels), masks=masks)
+        masks = samples.mask(wb, scene)[None]
+        return METHODS[method](wb, *samples.network_input(wb, scene), masks=masks)
 
     def compute(scene: int, methods: tuple[str, ...]) -> dict[str, Tensor]:
         check_count(methods, MOST)
@@ -55,8 +54,8 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
 
     The pale curves are the best that a mask of this size allows, and chance.
     """
-    sample = samples.sample(wb, scene)
-    rgb, mask, masks = wb.to_rgb(sample.image), sample.mask, sample.mask[None]
+    rgb, mask = wb.to_rgb(samples.sample(wb, scene).image), samples.mask(wb, scene)
+    masks = mask[None]
     budgets = torch.logspace(-2.5, 0, 40).tolist()
     chance = masks.double().mean().item()
     best = [min(1, chance / p) for p in budgets]

@@ -84,17 +84,17 @@ class Optimisation(NamedTuple):
 
 def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) -> View:
     """Picture, what passes, mean λ, bits; the optimisation step by step, class probabilities."""
-    mask, trace = sample(wb, scene).mask, result.information.trace
+    trace, size = result.information.trace, result.images.shape[-2:]
     step = min(step, len(trace.loss) - 1)
     lambda_, nats, through = result.at(step)
-    rgb, bits = wb.to_rgb(result.images[0]), iba.to_bits(nats, tuple(mask.shape))[0]
+    rgb, bits = wb.to_rgb(result.images[0]), iba.to_bits(nats, size)[0]
     share = lambda_[0].mean(0)
     title = f"{bits.sum():.1f} bits at step {step}"
     maps = [
-        Picture(rgb=rgb, title="the picture", outline=mask, width=0.8),
+        Picture(rgb=rgb, title="the picture", outline=sample(wb, scene).mask, width=0.8),
         Picture(rgb=with_noise(rgb, lambda_), title="what is let through *", width=0.8),
         map_picture(share, title="mean λ over channels", unit="share let through", limit=1.0),
-        map_picture(bits, title=title, unit="bits / pixel", outline=mask),
+        map_picture(bits, title=title, unit="bits / pixel", outline=sample(wb, scene).mask),
     ]
     title = "p(class): open (grey), through (red)"
     rows = class_rows(wb, wb.predict(result.images)[0], through)

@@ -76,7 +76,7 @@ def descent_view(
 ) -> View:
     """Picture, bits at the layer, relevance some layers down and at the pixels; one position."""
     unit, names = result.ledger.unit, list(result.below)
-    height, width = samples.sample(wb, scene).mask.shape
+    height, width = samples.sample(wb, scene).image.shape[-2:]
     place = min(stairs, len(names) - 1)
     between = plots.to_map(result.below[names[place]])[0]
     pixels = plots.to_map(result.below["pixels"])[0]

@@ -33,7 +33,7 @@ def resolution(wb: Workbench, **settings: object) -> Panel:
 def resolution_view(wb: Workbench, result: tuple[int, Tensor], scene: int) -> View:
     """Picture, the best map that cells of this size allow, and IBA's, with rank accuracies."""
     stride, bits = result
-    mask = samples.sample(wb, scene).mask
+    mask = samples.mask(wb, scene)
     best = metrics.best_at_stride(mask[None], stride)
     tiles = [samples.picture(wb, scene)]
     for title, maps, unit in (

@@ -41,13 +41,36 @@ def at_layer(wb: Workbench, layer: str) -> Workbench:
 
 
 def network_input(wb: Workbench, scene: int) -> tuple[Tensor, Tensor]:
-    """A test scene as a batch of one (1×3×H×W), and the classes to explain it by."""
+    """A test scene as a batch of one (1×3×H×W), and the classes to explain it by.
+
+    Where nothing is known about a photo, that is what the network sees first.
+    """
     chosen = sample(wb, scene)
-    return chosen.image[None], wb.targets([chosen.label])
+    images = chosen.image[None]
+    if chosen.label is None:
+        return images, wb.predict(images).argmax(1)
+    return images, wb.targets([chosen.label])
+
+
+def mask(wb: Workbench, scene: int) -> Tensor:
+    """The mask of a test scene's object, H×W bool.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    chosen = sample(wb, scene)
+    if chosen.mask is None:
+        raise ValueError("this photo has no mask to hold a map against: show it in the explorer")
+    return chosen.mask
 
 
 def picture(wb: Workbench, scene: int, mark: tuple[float, float] | None = None) -> Picture:
     """A test scene with the outline of its object, titled by its class t."""
     chosen = sample(wb, scene)
-    title = f"t = {wb.label_names[chosen.label]}"
+    if chosen.label is None:
+        title = f"t = {wb.class_names[network_input(wb, scene)[1].item()]} (predicted)"
+    else:
+        title = f"t = {wb.label_names[chosen.label]}"
     return Picture(rgb=wb.to_rgb(chosen.image), title=title, outline=chosen.mask, mark=mark)
