@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from riba import progress, storage
 from riba.compare.methods import METHODS, find_method
 from riba.compare.results import open_folder
 from riba.method.network import layer_names
 from riba.show import plots
-from riba.testbed import segmentation
+from riba.testbed import datasets, segmentation
 from riba.testbed.networks import NETWORKS, input_of, load_weights
 from riba.testbed.segmentation import Photos
 from riba.workbench import Workbench, load, photo_reference
@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
         reference = photo_reference(segmentation.unmasked(arguments.reference, wb.prepare))
         wb = replace(wb, reference=reference, statistics=reference(wb.model, wb.layer))
     parts = [segmentation.unmasked(place, wb.prepare) for place in arguments.photos]
-    photos = replace(parts[0], entries=[entry for part in parts for entry in part.entries])
+    entries = {entry.image.resolve(): entry for part in parts for entry in part.entries}
+    photos = replace(parts[0], entries=list(entries.values()))
     names = unique_names([entry.image for entry in photos.entries])
     label = None if arguments.label is None else wb.class_number(arguments.label)
     settings = {"method": arguments.method, "class": label, "seed": arguments.seed}
@@ -95,10 +96,13 @@ def workbench(arguments: argparse.Namespace) -> Workbench:
         return load(arguments.model, **names)
     module, function = arguments.model.split(":", 1)
     try:
-        made = getattr(import_module(module), function)()
+        build = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--model takes package.module:function ({error})") from error
+    made = build()
     model, prepare = made if isinstance(made, tuple) else (made, input_of("resnet50")[0])
+    if not isinstance(model, nn.Module) or not isinstance(prepare, datasets.Preparation):
+        raise ValueError(f"{arguments.model} must return a network, or network and Preparation")
     if arguments.layer is None:
         last = ", ".join(layer_names(model)[-5:])
         raise ValueError(f"name the bottleneck layer with --layer (the last ones are {last})")
@@ -110,12 +114,13 @@ def workbench(arguments: argparse.Namespace) -> Workbench:
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:
-    """Names of files, with as many folders before them as tell them apart."""
+    """Names of different files, with as many folders before them as tell them apart."""
     names = [file.name for file in files]
-    for depth in range(2, 1 + max(len(file.resolve().parts) for file in files)):
+    parts = [file.resolve().parts[1:] for file in files]
+    for depth in range(2, 1 + max(map(len, parts))):
         if len(set(names)) == len(names):
             break
-        names = ["-".join(file.resolve().parts[-depth:]) for file in files]
+        names = ["-".join(path[-depth:]) for path in parts]
     return names
 
 
@@ -168,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("photos", type=storage.place, nargs="+", help="photos, or folders of photos")
     add("--out", type=storage.place, required=True, help="folder for the maps")
-    own = "or package.module:function, which returns your network, or network and Preparation"
+    own = "or package.module:function, which returns your network, or network and Preparation "
+    own += "(without one, photos are prepared as ResNet50 takes them)"
     add("--model", default="scenenet", help=f"one of {', '.join(NETWORKS)}; {own}")
     add("--method", default="relevance-iba", help="a name out of riba.METHODS")
     add("--label", help="class to explain, its number or name; else the prediction")
@@ -184,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         table, unreadable = run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     print(table.to_string(index=False))
     print(f"{len(table)} maps in {arguments.out}")

@@ -164,11 +164,13 @@ class Workbench:
     @property
     def facts(self) -> dict[str, object]:
         """Network, layers and statistics as JSON values, to identify a folder of results."""
+        known = self.statistics
         return {
             "model": network.fingerprint(self.model),
             "layer": self.layer,
             "depths": list(self.depths),
-            "statistics": self.statistics and [self.statistics.dataset, self.statistics.count],
+            "statistics": known and [known.dataset, known.count, known.digest],
+            "prepare": str(self.prepare),
         }
 
     def to_rgb(self, image: Tensor) -> Tensor:
@@ -251,7 +253,7 @@ class Workbench:
             As :func:`riba.network.check_images`.
         """
         if isinstance(images, Tensor):
-            images = images.to(self.device, copy=True)  # a tensor of inference mode takes no part
+            images = images.detach().to(self.device, copy=True)  # no tensor of inference mode
         network.check_images(self.model, images)
         return images
 
@@ -352,10 +354,10 @@ def load(
     layer = known.depths[0] if layer is None else layer
     network.find_layer(model, layer)
     if _class_count(model, prepare) != len(class_names):  # fine-tuned: the names are not its own
-        if data is not None and not isinstance(data, Photos):
+        if data is not None and (not isinstance(data, Photos) or data.sets is not None):
             raise ValueError(
-                f"this {name} does not have the {len(class_names)} classes that {data} needs: use "
-                "riba.Workbench.of with photos of its own classes"
+                f"this {name} does not have the {len(class_names)} classes of ImageNet that the "
+                "data stand for: use riba.Workbench.of with photos of its own classes"
             )
         class_names = None
     splits = {}
@@ -429,7 +431,9 @@ def _class_names(model: nn.Module, photos: Photos | Scenes) -> tuple[str, ...]:
 def _class_count(model: nn.Module, prepare: Preparation) -> int:
     grey = torch.zeros(1, len(prepare.mean), prepare.crop, prepare.crop)
     weight = next(model.parameters(), grey)
-    return network.logits_of(model, grey.to(weight)).shape[1]
+    grey = grey.to(weight)
+    network.check_images(model, grey)  # in training mode it would change the network
+    return network.logits_of(model, grey).shape[1]
 
 
 def _depths(model: nn.Module, layer: str, depths: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,7 +34,19 @@ from tools import evaluation as tool
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 
 COLUMNS = [
-    *("sample", "label", "digest", "area", "method", "seed", "version", "metric", "mask", "value"),
+    *(
+        "sample",
+        "group",
+        "label",
+        "digest",
+        "area",
+        "method",
+        "seed",
+        "version",
+        "metric",
+        "mask",
+        "value",
+    ),
 ]
 SUMMARY = ["method", "metric", "mask", "mean", "low", "high", "n"]
 COMPARISON = [
@@ -65,13 +78,19 @@ def table(wb, samples):
     return evaluate(wb, METHODS, samples[:3], MEASURES, batch=3)
 
 
+def same_versions(patch):
+    """Let a method whose function a test exchanges count as the same version."""
+    patch.setattr(riba.Method, "version", property(lambda method: "0" * 12))
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """(method, images) of every call of a cheap method."""
     made = []
+    same_versions(monkeypatch)
 
     def counted(name, method):
-        @functools.wraps(method.function)  # so that it counts as the same version
+        @functools.wraps(method.function)  # for its settings
         def run(query, **settings):
             made.append((name, len(query.images)))
             return method.function(query, **settings)
@@ -601,10 +620,37 @@ def test_a_method_of_a_user_by_name_and_with_settings(wb, samples, monkeypatch, 
         riba.METHODS["halves"].using(uper=1.0)
 
 
+def test_versions_tell_functions_apart_and_are_the_same_in_every_process():
+    def times(factor):
+        return riba.Method(lambda query: factor * query.images.sum(1))
+
+    versions = {times(factor).version for factor in (1, -1)}
+    versions |= {riba.METHODS["iba"].version, riba.METHODS["iba"].using(beta=1.0).version}
+    versions |= {riba.METHODS["edges"].version}
+    assert len(versions) == 5
+    assert times(1).version == times(1).version
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        elsewhere = pool.submit(version_of, cloudpickle.dumps([times(1)])).result()
+    assert elsewhere == [times(1).version]
+
+
+def version_of(methods):
+    return [method.version for method in cloudpickle.loads(methods)]
+
+
+@pytest.mark.parametrize("returned", [np.zeros((1, 128, 128)), torch.zeros(1, 3, 128, 128), None])
+def test_what_is_no_map_is_refused(wb, samples, returned):
+    odd = riba.Method(lambda query: returned)
+    with pytest.raises(ValueError, match="and not maps, B×H×W: let its function return"):
+        evaluate(wb, {"odd": odd}, samples[:1], ["mass_accuracy"])
+    with pytest.raises(ValueError, match=r"wrap your function, riba\.Method\(function\)"):
+        evaluate(wb, {"odd": odd.function}, samples[:1], ["mass_accuracy"])
+
+
 def test_results_of_older_code_are_measured_again(wb, samples, calls, tmp_path):
     evaluate(wb, ["oracle"], samples[:2], out=tmp_path)
     for path in tmp_path.glob("part-*.parquet"):
-        pd.read_parquet(path).assign(version="0" * 12).to_parquet(path, index=False)
+        pd.read_parquet(path).assign(version="1" * 12).to_parquet(path, index=False)
     calls.clear()
     evaluate(wb, ["oracle"], samples[:2], out=tmp_path)
     assert sum(count for _, count in calls) == 2
@@ -735,6 +781,26 @@ def tidy(values, metric="rank_accuracy", mask="strict", area=0.1):
     ]
     names = ["sample", "digest", "method", "metric", "mask", "value", "area", "label", "seed"]
     return pd.DataFrame(rows, columns=names)
+
+
+def test_intervals_and_tests_go_over_groups():
+    draw = np.random.default_rng(3)
+    groups = draw.normal(size=12)
+    values = {f"{g}-{k}": groups[g] + 0.01 * draw.normal() for g in range(12) for k in range(5)}
+    other = {name: value + 0.001 * draw.normal() for name, value in values.items()}
+    table = tidy({"relevance-iba": values, "iba": other})
+    alone = evaluation.summarise(table)
+    grouped = table.assign(group=table["sample"].str.split("-").str[0])
+    together = evaluation.summarise(grouped)
+    np.testing.assert_allclose(together["mean"], alone["mean"])
+    assert (together["high"] - together["low"] > 1.8 * (alone["high"] - alone["low"])).all()
+    resampled = [np.mean(draw.choice(groups, 12)) for _ in range(4000)]  # the slow way
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    np.testing.assert_allclose(together[["low", "high"]].iloc[0], [low, high], atol=0.08)
+    differences = pd.Series(other) - pd.Series(values)
+    by_group = differences.groupby(differences.index.str.split("-").str[0]).mean()
+    expected = wilcoxon(by_group).pvalue
+    assert evaluation.compare(grouped)["p_holm"].item() == pytest.approx(expected)
 
 
 def test_summarise_is_the_mean_over_scenes():
@@ -1047,9 +1113,10 @@ class Blind(torch.nn.Module):
 def test_pairs_are_both_objects_of_a_scene(wb, pairs):
     blind = dataclasses.replace(wb, model=Blind(wb.model, pairs[2]).eval())
     for given, indices, missed in ((wb, [0, 0, 1, 1], 0), (blind, [0, 0, 2, 2], 1)):
-        kept, passed = evaluation.select_pairs(given, "test", 2)
+        (sides,) = given.test.pairs().values()
+        kept, passed = evaluation.select_pairs(given, sides, 2)
         assert [sample.name for sample in kept] == [f"test-others=1-{i}" for i in indices]
-        assert list(passed.values()) == [missed]
+        assert passed == missed
         for one, two in zip(kept[::2], kept[1::2], strict=True):
             assert torch.equal(one.mask, two.other)
             top = given.predict(one.image[None])[0].topk(2).indices.tolist()
@@ -1077,7 +1144,8 @@ def test_help_names_the_arguments(module, more):
         cwd=DATA.parent,
     )
     assert f"python -m {module}" in done.stdout
-    names = ("split", "scenes", "pairs", "slow", "methods", "metrics", "seed", "workers", "out")
+    names = ("network", "data", "split", "scenes", "pairs", "top", "slow")
+    names += ("methods", "metrics", "seed", "workers", "out")
     for name in (*names, *more):
         assert f"--{name}" in done.stdout
 

@@ -406,7 +406,7 @@ def wb(home):
 def runs(monkeypatch):
     """Grows by one with every optimisation of a bottleneck, which here takes two copies."""
     done = []
-    make, call = InformationBottleneck.__init__, InformationBottleneck.__call__
+    make, call = InformationBottleneck.__init__, InformationBottleneck.optimise
 
     def counted(self, *given, **named):
         done.append(next(iter(self.statistics)))
@@ -416,7 +416,7 @@ def runs(monkeypatch):
         make(self, *given, **({"steps": 2} | named | {"samples": 2}))
 
     monkeypatch.setattr(InformationBottleneck, "__init__", quick)
-    monkeypatch.setattr(InformationBottleneck, "__call__", counted)
+    monkeypatch.setattr(InformationBottleneck, "optimise", counted)
     return done
 
 
@@ -521,7 +521,7 @@ def test_a_failing_bottleneck_is_told_in_the_panel(wb, monkeypatch, unpainted, n
         raise ValueError("no such luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(InformationBottleneck, "__call__", broken)
+        patch.setattr(InformationBottleneck, "optimise", broken)
         panel = PANELS[name](wb)
     assert panel.state == "failed"
     assert "ValueError: no such luck" in panel.display.badge.value

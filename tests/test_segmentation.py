@@ -374,7 +374,7 @@ def test_what_is_missing_is_said_in_words(voc, pets, own, tmp_path):
         segmentation.folder(tmp_path / "gone", own[1], WHOLE, {})
     with pytest.raises(ValueError, match="no photos in"):
         segmentation.folder(voc, own[1], WHOLE, {})
-    with pytest.warns(UserWarning, match=r"1 photos left out: cat\.JPG has no label"):
+    with pytest.warns(UserWarning, match=r"1 photos left out: cat\.JPG has no label that is known"):
         assert len(segmentation.folder(*own, WHOLE, {"dog": 1})) == 1
     (own[1] / "cat.png").unlink()
     with pytest.warns(UserWarning, match=r"1 photos left out: cat\.JPG has no mask"):
@@ -387,12 +387,29 @@ def test_what_is_missing_is_said_in_words(voc, pets, own, tmp_path):
 
 
 def test_labels_may_be_names(own):
-    photos = segmentation.folder(*own, WHOLE, {"dog": "hound", "cat": "tabby"})
-    assert photos.class_names == ("hound", "tabby")
-    assert {entry.name: entry.label for entry in photos.entries} == {"dog": 0, "cat": 1}
+    labels, names = {"dog": "hound", "cat": "tabby"}, ("tabby", "tench", "hound")
+    photos = segmentation.folder(*own, WHOLE, labels, names)
+    assert {entry.name: entry.label for entry in photos.entries} == {"dog": 2, "cat": 0}
+    with pytest.raises(ValueError, match="pass class_names="):
+        segmentation.folder(*own, WHOLE, labels)
+    with pytest.warns(UserWarning, match="has no label that is known"):
+        assert len(segmentation.folder(*own, WHOLE, labels, names[:2])) == 1
+
+
+def test_a_palette_of_greys_in_any_order_is_a_grey_mask(tmp_path):
+    mask = Image.fromarray(1 - SQUARE, "P")
+    mask.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
+    mask.save(tmp_path / "mask.png")
+    assert np.array_equal(segmentation.silhouette(tmp_path / "mask.png"), SQUARE)
 
 
 SQUARE = np.pad(np.ones((4, 4)), 2).astype(np.uint8)
+
+
+def paletted():
+    mask = Image.fromarray(SQUARE, "P")
+    mask.putpalette([0, 0, 0, 128, 0, 0])
+    return mask
 
 
 @pytest.mark.parametrize(
@@ -401,7 +418,7 @@ SQUARE = np.pad(np.ones((4, 4)), 2).astype(np.uint8)
         Image.fromarray(SQUARE),
         Image.fromarray(SQUARE * 255),
         Image.fromarray(SQUARE.astype(bool)),
-        Image.fromarray(SQUARE).convert("P"),
+        paletted(),
         Image.fromarray(SQUARE.astype(np.uint16) * 65535),
         Image.fromarray(SQUARE.astype(np.float32)),
         Image.fromarray(SQUARE * 255).convert("RGB"),

@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if arguments.page:
             check_page(arguments.page)
-        wb = load()
+        wb = load(arguments.network, data=arguments.data)
         table, counts = run(wb, arguments)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         command.error(str(error))
     summary = rounded(summarise(table))
     if arguments.tables:

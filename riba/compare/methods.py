@@ -26,12 +26,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from types import CodeType, FunctionType
 
+import cloudpickle
 import torch
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
@@ -45,7 +48,7 @@ from riba.method.explicit import Explicit, dtype_of
 from riba.method.input_iba import InputIBA, InputInformation
 from riba.method.relevance import Ledger
 from riba.testbed.datasets import files_hash
-from riba.testbed.networks import scenenet_readout
+from riba.testbed.networks import READOUT_WEIGHTS, scenenet_readout
 from riba.workbench import Workbench
 
 INCOMPLETE, MOST_STEPS = 0.05, 400
@@ -81,7 +84,9 @@ class Query:
 
     def explicit(self, layers: str | tuple[str, ...], **settings: object) -> Explicit:
         """The explicit form that the bottleneck at ``layers`` uses."""
-        return _bottleneck(self.wb, layers, self.seed, **settings).explicit(self.images)
+        return _form(
+            self.wb, layers, self.images, _bottleneck(self.wb, layers, self.seed, **settings)
+        )
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,8 @@ class Method:
     @property
     def version(self) -> str:
         """Hash of function, settings and riba's code: results of other versions are not reused."""
-        function = self.function
-        source = "" if function.__module__.startswith("riba.") else _source(function)
-        settings = sorted(self.settings.items())
-        text = repr((function.__module__, function.__qualname__, source, settings, _code()))
+        settings = sorted((name, _told(value)) for name, value in self.settings.items())
+        text = repr((_told(self.function), settings, _code()))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __call__(self, *arguments: object, **settings: object) -> Tensor:
@@ -171,26 +174,45 @@ class Method:
             part = slice(start, start + AT_ONCE)
             objects = None if masks is None else masks[part]
             query = Query(wb, images[part], targets[part], seed, objects)
-            answers.append(self.function(query, **settings))
+            answers.append(_maps(self.function(query, **settings), query))
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
         return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers, device)
 
 
-def _source(function: Callable) -> str:
-    try:
-        return inspect.getsource(function)
-    except OSError:  # typed into a console
-        return ""
+def _told(value: object) -> object:
+    """What a function or setting is, in words that another process would find, too."""
+    name, home = getattr(value, "__qualname__", ""), getattr(value, "__module__", "")
+    if home.startswith("riba.") and getattr(sys.modules.get(home), name, None) is value:
+        return home, name
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_told(constant) for constant in value.co_consts]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _told(value.__code__), value.__defaults__, [_told(content) for content in cells]
+    if isinstance(value, (str, int, float, tuple, type(None), torch.dtype)):
+        return repr(value)
+    return cloudpickle.dumps(value)
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """Hash of the code that maps depend on."""
-    here = Path(__file__)
-    folder = here.parents[1] / "method"
-    return files_hash([*sorted(folder.glob("*.py")), here, here.with_name("deeplift.py")])
+    """Hash of what maps and their measures depend on: code and the readout's weights."""
+    here = Path(__file__).parent
+    files = [*(here.parent / "method").glob("*.py"), *here.rglob("*.py")]
+    return files_hash([*sorted(files), READOUT_WEIGHTS])
+
+
+def _maps(answer: object, q: Query) -> Tensor | tuple[Tensor, Ledger]:
+    """What a function returned, if it is what a method may return."""
+    maps = answer[0] if isinstance(answer, tuple) and len(answer) == 2 else answer
+    if not isinstance(maps, Tensor) or maps.shape != (len(q.images), *q.size):
+        raise ValueError(
+            f"the method returned {network.shape_or_type(maps)} and not maps, B×H×W: "
+            "let its function return a tensor of that shape"
+        )
+    return answer
 
 
 METHODS: dict[str, Method] = {}
@@ -232,6 +254,9 @@ def by_name(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
         None at all, or an unknown name.
     """
     known = methods if isinstance(methods, Mapping) else METHODS
+    for name, method in known.items():
+        if not isinstance(method, Method):
+            raise ValueError(f"{name!r} is no method: wrap your function, riba.Method(function)")
     check_names("method", list(methods), known, "riba.METHODS")
     return {name: known[name] for name in methods}
 
@@ -482,8 +507,20 @@ def information(
     Settings are fields of :class:`riba.method.bottleneck.Settings`. The last result of each layer
     or tuple of layers and settings is kept.
     """
-    compute = _bottleneck(wb, layers, seed, **settings)
+    found = _bottleneck(wb, layers, seed, **settings)
+
+    def compute(images: Tensor, targets: Tensor) -> Information | Depths:
+        return found.optimise(_form(wb, layers, images, found), images, targets)
+
     return _last(wb, ("information", layers, seed, *settings.items()), compute, images, targets)
+
+
+def _form(
+    wb: Workbench, layers: str | tuple[str, ...], images: Tensor, found: InformationBottleneck
+) -> Explicit:
+    """The explicit form of the network for a bottleneck: one for all of its settings."""
+    key = ("explicit", (layers,) if isinstance(layers, str) else layers, tuple(images.shape[1:]))
+    return wb.memory.put(key, found.explicit(images, wb.memory.get(key)))
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
@@ -503,7 +540,7 @@ def input_information(
 def _bottleneck(
     wb: Workbench, layer: str | tuple[str, ...], seed: int, **settings: object
 ) -> InformationBottleneck:
-    """Remembered, because it holds the explicit form of the network."""
+    """Remembered, because its statistics have been checked."""
 
     def make() -> InformationBottleneck:
         single = isinstance(layer, str)

@@ -16,7 +16,13 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from riba.compare.methods import METHODS
-from riba.method.network import find_layer, fingerprint, frozen_copy, names_through
+from riba.method.network import (
+    find_layer,
+    fingerprint,
+    frozen_copy,
+    names_through,
+    unwrapped,
+)
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
 from riba.workbench import Workbench
@@ -42,8 +48,8 @@ def explain(wb: Workbench, images: Tensor, targets: Tensor) -> dict[str, Tensor]
 
 def weighted_layers(model: nn.Module) -> list[str]:
     """Names of the layers that hold weights, from the logits down."""
-    names = [name for name, module in model.named_modules() if hasattr(module, "reset_parameters")]
-    return names[::-1]
+    modules = unwrapped(model).named_modules()
+    return [name for name, module in modules if hasattr(module, "reset_parameters")][::-1]
 
 
 def randomised(model: nn.Module, layers: Iterable[str], seed: int = 0) -> nn.Module:

@@ -431,8 +431,8 @@ class InformationBottleneck:
         """
         return self.optimise(self.explicit(images), images, targets, noise, keep_steps=keep_steps)
 
-    def explicit(self, images: Tensor) -> Explicit:
-        """The network cut behind the layers, for images of this size.
+    def explicit(self, images: Tensor, known: Explicit | None = None) -> Explicit:
+        """The network cut behind the layers, for images of this size; ``known`` where that fits.
 
         Raises
         ------
@@ -445,7 +445,7 @@ class InformationBottleneck:
             for layer, stats in self.statistics.items():
                 stats.check(self.model, layer)
             self._state = state
-        form = explicit(self.model, self.statistics, images, self._form)
+        form = explicit(self.model, self.statistics, images, known or self._form)
         self._form = form  # other threads may set it, too
         return form
 

@@ -519,9 +519,19 @@ class Explicit:
                 raise ValueError("in explicit form it is no longer the same network")
             values = tuple(value.repeat_interleave(2, 0) for value in values)
 
+    @torch.no_grad()
     def fits(self, model: nn.Module, layers: Iterable[str], example: Tensor) -> bool:
-        """Whether this is the form of ``model`` as it is now, cut there, for such images."""
-        return self._key == _key(model, layers, example)
+        """Whether this is the form of ``model`` as it is now, cut there, for such images.
+
+        The key does not tell of everything that a network may compute with, so one image is run.
+        """
+        if self._key != _key(model, layers, example):
+            return False
+        try:
+            self._check(example, logits_of(model, example), {})
+        except ValueError:
+            return False
+        return True
 
     def check(self, images: Tensor) -> None:
         """Refuse images of another kind than the form was made for, and changed weights.
@@ -531,7 +541,7 @@ class Explicit:
         ValueError
             Says so.
         """
-        if not self.fits(self.model, self.layers, images):
+        if self._key != _key(self.model, self.layers, images):
             raise ValueError(
                 f"this explicit form of {self.network} is for images of another size, device or "
                 "type, or the network has changed since: make it anew"
@@ -780,7 +790,7 @@ def _propagate(
         below = torch.autograd.grad(
             output, list(at.values()), relevance, allow_unused=True, materialize_grads=True
         )
-    return dict(zip(at, below, strict=True))
+    return {name: at_layer.contiguous() for name, at_layer in zip(at, below, strict=True)}
 
 
 _building = threading.RLock()

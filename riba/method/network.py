@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_iter
 def fingerprint(model: nn.Module) -> str:
     """Hash of every weight and buffer by name, type, shape and value: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in unwrapped(model).state_dict().items():
+    model = unwrapped(model)
+    kept = model.state_dict()
+    for name, value in (kept | dict(model.named_buffers())).items():  # also buffers it leaves out
         value = value.detach().contiguous().cpu()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
@@ -29,14 +31,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def state_of(model: nn.Module) -> tuple:
-    """A key that changes whenever a network would compute something else.
+    """A key that changes when weights, buffers, modules, their hooks or plain attributes do.
 
     Much cheaper than :func:`fingerprint`, and valid within one process only. Per weight and buffer
-    its name, address and version, and a weighted sum of all, which detects writes that PyTorch does
-    not count (``weight.data``); per module its type, its hooks and its plain attributes.
+    its name, address and version, and a sum over all in which every row has another weight: it
+    detects writes that PyTorch does not count (``weight.data``). Tensors that are plain attributes
+    of a module are not looked at.
     """
     model = unwrapped(model)
-    weights = model.state_dict()
+    weights = dict(model.named_parameters()) | dict(model.named_buffers())
     tensors = tuple(
         # tensors of inference mode have no version
         (name, x.data_ptr(), 0 if x.is_inference() else x._version)
@@ -54,11 +57,11 @@ def _settings(module: nn.Module) -> tuple:
     kept = []
     for name, value in vars(module).items():
         if name.endswith("_hooks"):
-            kept.append(tuple(map(id, value.values())))
+            kept.append(tuple(value.values()))  # not their ids, which are used again
         elif isinstance(value, (int, float, str, tuple, list)) and not tensors_in(value):
             kept.append((name, repr(value)))
         elif callable(value):
-            kept.append((name, id(value)))
+            kept.append((name, value))
     return tuple(kept)
 
 
@@ -129,7 +132,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def takes_any_range(model: nn.Module) -> nn.Module:
     """Say that ``model`` takes images of any range, such as Caffe's −120 to 150; returns it."""
-    model.takes_any_range = True
+    unwrapped(model).takes_any_range = True
     return model
 
 
@@ -170,7 +173,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{part} is in training mode: call model.eval() first")
     if not isinstance(images, Tensor):
         kind = type(images).__name__
-        instead = INSTEAD.get("Image" if kind.endswith("Image") else kind, "pass a tensor")
+        instead = INSTEAD.get("Image" if "Image" in kind else kind, "pass a tensor")
         raise ValueError(f"images must be a B×C×H×W tensor, got {kind}: {instead}")
     if images.ndim != 4:
         instead = "for one image use image[None]" if images.ndim == 3 else "only maps are explained"
@@ -213,7 +216,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     Warns
     -----
     UserWarning
-        Every output lies between 0 and 1: they look like probabilities.
+        The outputs look like probabilities: of a softmax, or of sigmoids.
     """
     with errors_in_words(images):
         output = model(images)
@@ -229,7 +232,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         )
     if not torch.isfinite(output).all():
         raise ValueError("the network returns NaN or infinite logits for these images: check both")
-    if ((output >= 0) & (output <= 1)).all() and (output > 0).any():
+    unit_sums = ((output.sum(1) - 1).abs() < 1e-3).all()
+    if (output >= 0).all() and output.max() <= 1 and (unit_sums or output.max() > 0.5):
         warnings.warn(
             "the outputs of the network look like probabilities: remove its last softmax or "
             "sigmoid, or all probabilities and maps will be wrong",
@@ -251,12 +255,36 @@ def errors_in_words(images: Tensor) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, TypeError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"the network does not take images of {'×'.join(map(str, images.shape[1:]))} "
             f"({reason}): pass images as it was trained on"
         ) from error
+
+
+def as_targets(targets: Tensor | list[int], images: Tensor) -> Tensor:
+    """Targets as a tensor, one entry (a class, or a row of a set) for each of B images.
+
+    Raises
+    ------
+    ValueError
+        They are not, or are no numbers.
+    """
+    try:
+        targets = torch.as_tensor(targets, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"targets must be one class number an image, got {str(targets)[:40]!r}: "
+            "use model(images).argmax(1) for what is predicted"
+        ) from error
+    one_each = targets.shape[:1] == (len(images),)
+    if not one_each and (targets.ndim == 0 or targets.dtype != torch.bool):
+        raise ValueError(
+            f"one target an image: expected {len(images)} class numbers, "
+            f"got shape {tuple(targets.shape)}"
+        )
+    return targets
 
 
 def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
@@ -267,14 +295,7 @@ def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
     ValueError
         Wrong shape or type, a class out of range, or an empty set of classes.
     """
-    try:
-        targets = torch.as_tensor(targets, device=logits.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"targets must be one class number an image, got {str(targets)[:40]!r}: "
-            "use model(images).argmax(1) for what is predicted"
-        ) from error
-    batch, classes = logits.shape
+    targets, (batch, classes) = as_targets(targets, logits), logits.shape
     if targets.dtype == torch.bool:
         if targets.shape != logits.shape:
             raise ValueError(

@@ -31,10 +31,12 @@ from riba.method.bottleneck import (
 )
 from riba.method.explicit import TOLERANCE, Explicit, explicit, same
 from riba.method.network import (
+    as_targets,
     check_images,
     check_targets,
     class_logit,
     find_layer,
+    unwrapped,
 )
 from riba.method.statistics import FeatureStatistics
 
@@ -127,7 +129,8 @@ def stages(model: nn.Module) -> list[str]:
     dropout, which pass relevance on unchanged.
     """
     passing = (Activation, BatchNorm, nn.Dropout, nn.Identity, nn.Flatten)
-    return [name for name, module in _steps(model) if not isinstance(module, passing)]
+    steps = _steps(unwrapped(model))
+    return [name for name, module in steps if not isinstance(module, passing)]
 
 
 def _steps(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -288,14 +291,14 @@ def lrp(
     ValueError
         Images, targets, composite or layer do not fit.
     """
-    targets = torch.as_tensor(targets)
+    names = [] if layer is None else [layer]
+    net = form_of(model, names, images)
+    targets = as_targets(targets, images)
 
     def begin(part: slice, logits: Tensor) -> Tensor:
         classes = check_targets(targets[part], logits)
         return class_shares(logits, classes) * class_logit(logits, classes)[:, None]
 
-    names = [] if layer is None else [layer]
-    net = form_of(model, names, images)
     below = _in_parts(net, None, images, begin, composite, names)
     return below["pixels" if layer is None else layer]
 

@@ -263,6 +263,11 @@ class FeatureStatistics:
         """The same statistics on another device."""
         return replace(self, **{name: x.to(device) for name, x in self._tensors().items()})
 
+    @property
+    def digest(self) -> str:
+        """Hash of the values: 16 hexadecimal digits."""
+        return _checksum(self._tensors())
+
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std, "active": self.active}
 

@@ -79,7 +79,7 @@ class Scenes(Sequence):
         last = variant.get("others", 0)
         if not 0 <= target <= last:
             raise ValueError(f"target must be 0 to {last}, got {target}")
-        self.seeds = _seeds(split, count)
+        self.seeds, self.split = _seeds(split, count), split
         self.target, self.variant = target, variant
         self.prepare, self.class_names = SCENES, scenes.CLASS_NAMES
         self.name = "-".join([split, *(f"{key}={value}" for key, value in sorted(variant.items()))])
@@ -95,6 +95,11 @@ class Scenes(Sequence):
         other = masks[rows].any(0) if rows else None
         name = f"{self.name}-{self.seeds[index] - self.seeds[0]}"
         return Sample(image, label, masks[self.target], other, name)
+
+    def pairs(self) -> dict[str, tuple[Scenes, Scenes]]:
+        """As many scenes with two objects, once for either object as the target."""
+        sides = (Scenes(self.split, len(self), others=1, target=target) for target in (0, 1))
+        return {"two-object scenes": tuple(sides)}
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene itself, with its parts, other objects and background."""

@@ -226,6 +226,8 @@ def load_weights(model: nn.Module, path: Path | str, *, renamed: bool = False) -
     """
     path, own = storage.place(path), model.state_dict()
     state = _read_weights(path)
+    while not own.keys() & state.keys() and (prefix := _prefix(state)) in WRAPPERS:
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     if renamed:
         state = dict(zip(own, state.values(), strict=False))
     differences = [f"no {name}" for name in own if name not in state]
@@ -238,7 +240,7 @@ def load_weights(model: nn.Module, path: Path | str, *, renamed: bool = False) -
     if differences:
         raise ValueError(
             f"{path.name} holds the weights of another network: {len(differences)} entries "
-            f"differ, it has {differences[0]}"
+            f"differ, it has {differences[0]}: build the network that they are of"
         )
     model.load_state_dict(state)
 
@@ -261,9 +263,11 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(x, torch.Tensor) for x in state.values()):
         raise ValueError(f"{path.name} holds no weights by name: save model.state_dict()")
-    while (prefix := next(iter(state), "").partition(".")[0] + ".") in WRAPPERS:
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _prefix(state: dict[str, torch.Tensor]) -> str:
+    return next(iter(state), "").partition(".")[0] + "."
 
 
 def _content(path: Path) -> object:

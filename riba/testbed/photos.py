@@ -7,8 +7,9 @@ domain or CC0, and scikit-image's ``data/README.txt`` names each source. The mon
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -466,6 +467,18 @@ class Montages(Sequence):
             place=place.name,
         )
 
+    def pairs(self) -> dict[str, tuple[Montages, Montages]]:
+        """As many scenes with two objects, or object and scene, once for either as the target."""
+
+        def side(kind: str, target: int) -> Montages:
+            like = {"hard": self.hard, "prepare": self.prepare}
+            return Montages(
+                self.collection, self.split, self.count, kind=kind, target=target, **like
+            )
+
+        kinds = {"two-object scenes": "pair", "object-and-scene pairs": "scene"}
+        return {name: (side(kind, 0), side(kind, 1)) for name, kind in kinds.items()}
+
     def batches(self) -> Iterator[Tensor]:
         """All scenes as network input (B×3×H×W)."""
         return _batched(self[index].image for index in range(self.count))
@@ -473,7 +486,8 @@ class Montages(Sequence):
     def digest(self) -> str:
         """Changes with the content of the files that are used here, and with this code."""
         files = [Path(__file__), *(picture.file for picture in self.cutouts + self.places)]
-        return f"montages-{self.name}-{datasets.files_hash(files)}"
+        prepared = hashlib.sha256(repr(astuple(self.prepare)).encode()).hexdigest()[:6]
+        return f"montages-{self.name}-{datasets.files_hash(files)}-{prepared}"
 
     def _crop(self, place: Picture, draw: np.random.Generator) -> Image.Image:
         read = partial(read_background, place.file, self.prepare)

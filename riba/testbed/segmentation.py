@@ -280,7 +280,11 @@ _SUBSETS = {"ImageNetS50": "s50", "ImageNetS300": "s300", "ImageNetS919": "s919"
 
 
 def folder(
-    images: Path | str, masks: Path | str, prepare: Preparation, labels: dict[str, int | str]
+    images: Path | str,
+    masks: Path | str,
+    prepare: Preparation,
+    labels: dict[str, int | str],
+    class_names: Sequence[str] = (),
 ) -> Photos:
     """A folder of photos and one of masks, paired by name: ``dog.jpg`` with ``dog.png``.
 
@@ -289,8 +293,9 @@ def folder(
     images, masks
         Folders; for the masks :func:`silhouette`.
     labels
-        Class number, or name, of each photo, by name without its ending. Names are numbered in
-        alphabetical order.
+        Class number, or name out of ``class_names``, of each photo, by name without its ending.
+    class_names
+        Of all classes of the network, in its order.
 
     Raises
     ------
@@ -305,17 +310,19 @@ def folder(
         Of the photos that have no mask or no label, which are left out.
     """
     by_name = {mask.stem: mask for mask in _pictures(storage.place(masks), "masks")[::-1]}
-    names = sorted({label for label in labels.values() if isinstance(label, str)})
     numbers = [label for label in labels.values() if not isinstance(label, str)]
-    names = names or [f"class {number}" for number in range(max(numbers, default=-1) + 1)]
+    if len(numbers) < len(labels) and not class_names:
+        raise ValueError("labels are names: pass class_names=, those of all classes of the network")
+    names = class_names or [f"class {number}" for number in range(max(numbers, default=-1) + 1)]
     entries, left_out = [], []
     for photo in _pictures(storage.place(images)):
         label = labels.get(photo.stem)
-        label = names.index(label) if isinstance(label, str) else label
+        if isinstance(label, str):
+            label = names.index(label) if label in names else None
         if photo.stem in by_name and label is not None:
             entries.append(Entry(photo.stem, photo, by_name[photo.stem], label))
         else:
-            lacks = "label" if photo.stem in by_name else "mask"
+            lacks = "label that is known" if photo.stem in by_name else "mask"
             left_out.append(f"{photo.name} has no {lacks}")
     if left_out:
         warnings.warn(f"{len(left_out)} photos left out: {'; '.join(left_out)}", stacklevel=2)
@@ -449,11 +456,15 @@ def numbers_of(rgb: np.ndarray) -> np.ndarray:
 def silhouette(path: Path) -> np.ndarray:
     """Codes of a mask of one object: 1 on the object.
 
-    That is where a black-and-white or indexed picture is not 0, where a grey or coloured one is
-    above half of its range, and where one with values of 0 and 1 only is 1.
+    That is where a picture of two values, or one with indexed colours, is not 0, where a grey or
+    coloured one is above half of its range, and where one with values of 0 and 1 only is 1.
     """
     with datasets.open_picture(path, "mask") as picture:
         indexed = picture.mode in ("1", "P")
+        if picture.mode == "P":
+            rgb = np.array(picture.convert("RGB"))
+            indexed = (rgb != rgb[..., :1]).any()  # an index of greys is a grey picture
+            picture = picture if indexed else picture.convert("L")
         values = np.array(picture if indexed or picture.mode[0] in "IF" else picture.convert("L"))
     largest = next((top for top in (1, 255) if values.max() <= top), 65535)
     return (values > (0 if indexed else largest / 2)).astype(np.uint8)

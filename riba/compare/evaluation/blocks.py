@@ -47,6 +47,8 @@ class Block:
         Of whatever is random.
     explain
         ``"label"`` or ``"prediction"``.
+    versions
+        Of each method, by name.
     folder
         Where results are stored, which a worker may not reach; None: nowhere.
     """
@@ -59,6 +61,7 @@ class Block:
     jobs: Jobs
     seed: int
     explain: str
+    versions: dict[str, str]
     folder: Path | None
 
     def results(self, wb: Workbench, methods: Mapping[str, Method]) -> Iterator[pd.DataFrame]:
@@ -73,7 +76,7 @@ class Block:
                 return (method(wb, block.images[part], targets[part], **given),)
 
             (maps,), size = in_chunks(maps_of, len(samples), size)
-            key = {"method": name, "seed": self.seed, "version": method.version}
+            key = {"method": name, "seed": self.seed, "version": self.versions[name]}
             frames = [
                 samples.assign(**key, metric=metric, mask=mask, value=values.tolist())
                 for metric, mask, values in block.measure(wb, targets, maps, names)

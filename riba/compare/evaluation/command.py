@@ -18,10 +18,11 @@ from riba.compare.evaluation.statistics import summarise
 from riba.compare.evaluation.table import evaluate
 from riba.compare.methods import METHODS
 from riba.storage import DATA
-from riba.testbed.datasets import Scenes
 from riba.workbench import Workbench, load
 
 SLOW = ("input-iba", "input-iba-nats")
+OTHER_CONTRASTS = {"object-and-scene pairs": "object_scene_contrast"}
+"""Names of the contrast where it is not one of two objects."""
 
 
 def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, object]]:
@@ -32,51 +33,55 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     ValueError
         An argument does not fit, or nothing is left to measure.
     """
-    scenes, left_out = select(wb, Scenes(arguments.split, 1000), arguments.scenes)
-    pairs, pairs_left_out = [], {}
+    samples = getattr(wb, arguments.split)
+    scenes, left_out = select(wb, samples, arguments.scenes)
+    counts = {"scenes": len(scenes)}
+    pairs = {}
     if CONTRAST in arguments.metrics and arguments.pairs:
-        pairs, pairs_left_out = select_pairs(wb, arguments.split, arguments.pairs)
+        for kind, sides in getattr(samples, "pairs", dict)().items():
+            chosen = select_pairs(wb, sides, arguments.pairs, arguments.top)
+            pairs[kind], left_out[f"{kind}, not both on top or too small"] = chosen
+            counts[kind] = len(pairs[kind]) // 2
     metrics = [metric for metric in arguments.metrics if metric != CONTRAST]
     methods = arguments.methods or list(METHODS)
     fast = [method for method in methods if method not in SLOW]
     slow = [method for method in methods if method in SLOW]
-    evaluations = [
-        (fast, scenes, metrics),
-        (fast, pairs, [CONTRAST]),
-        (slow, scenes[: arguments.slow], metrics),
-        (slow, pairs[: 2 * arguments.slow], [CONTRAST]),
-    ]
+    evaluations = [(fast, scenes, metrics, ""), (slow, scenes[: arguments.slow], metrics, "")]
+    for kind, both in pairs.items():
+        evaluations.append((fast, both, [CONTRAST], kind))
+        evaluations.append((slow, both[: 2 * arguments.slow], [CONTRAST], kind))
+    folder = arguments.out or DATA / "cache" / f"evaluation-{wb.name}"
     workers = nullcontext()
     if arguments.workers:
         context = get_context("spawn")
         workers = ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (1,))
     with workers as executor:
         tables = [
-            evaluate(wb, *evaluation, out=arguments.out, executor=executor, seed=arguments.seed)
-            for evaluation in evaluations
+            evaluate(wb, *evaluation, out=folder, executor=executor, seed=arguments.seed).replace(
+                {"metric": {CONTRAST: OTHER_CONTRASTS.get(kind, CONTRAST)}}
+            )
+            for *evaluation, kind in evaluations
             if all(evaluation)
         ]
     if not tables:
         raise ValueError("nothing to measure: ask for at least one scene, method and metric")
-    counts = {
-        "scenes": len(scenes),
-        "two-object scenes": len(pairs) // 2,
-        "passed over": left_out | pairs_left_out,
-    }
-    return pd.concat(tables, ignore_index=True), counts
+    return pd.concat(tables, ignore_index=True), counts | {"passed over": left_out}
 
 
 def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     """The command line ``name``."""
     arguments = argparse.ArgumentParser(
         prog=name,
-        description="Every method against the masks of the bundled scenes. Run it again after a "
-        "stop: it goes on where it was.",
+        description="Every method against masks: on drawn scenes, or on photomontages by a real "
+        "network. Run it again after a stop: it goes on where it was.",
     )
     add = arguments.add_argument
+    add("--network", default="scenenet", help="a name out of riba.networks.NETWORKS")
+    add("--data", help="photos, for an ImageNet network (first run `make photos`)")
     add("--split", choices=("validation", "test"), default="test")
     add("--scenes", type=int, default=200, help="scenes with one object")
-    add("--pairs", type=int, default=200, help="scenes with two objects")
+    add("--pairs", type=int, default=200, help="scenes with two objects, of each kind")
+    add("--top", type=int, default=2, help="both classes of a pair are among so many")
     add("--slow", type=int, default=50, help="of each for InputIBA")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
     add(
@@ -87,9 +92,7 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0, help="processes; 0 is this one alone")
-    add(
-        "--out", type=storage.place, default=DATA / "cache" / "evaluation", help="folder of results"
-    )
+    add("--out", type=storage.place, help="folder of results; one of the network in data/cache")
     return arguments
 
 
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parser()
     arguments = command.parse_args(argv)
     try:
-        table, _ = run(load(), arguments)
-    except ValueError as error:
+        table, _ = run(load(arguments.network, data=arguments.data), arguments)
+    except (ValueError, OSError, RuntimeError) as error:
         command.error(str(error))
     print(summarise(table).to_string(index=False))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from riba import progress
 from riba.compare.evaluation.blocks import CONTRAST
-from riba.testbed.datasets import Chosen, Sample, Scenes
+from riba.testbed.datasets import Chosen, Sample
 from riba.workbench import Workbench
 
 SMALLEST_OBJECT, LARGEST_OBJECT = 0.01, 0.75
@@ -15,13 +15,14 @@ SMALLEST_OBJECT, LARGEST_OBJECT = 0.01, 0.75
 
 
 def select(
-    wb: Workbench, samples: Sequence[Sample], count: int | None = None
+    wb: Workbench, samples: Sequence[Sample], count: int | None = None, top: int = 2
 ) -> tuple[Chosen, dict[str, int]]:
     """The first ``count`` samples that can be judged, and how many were left out by reason.
 
     The network gets the class right, or one of the classes that the label stands for (with a
-    second object: both classes are its top two), and the object covers 1–75 % of the image. The
-    samples are read again when they are used: none stays in memory.
+    second object: both are among its ``top`` classes), and the object covers 1–75 % of the image
+    (with a second: each at least 1 %). The samples are read again when they are used: none stays in
+    memory.
 
     Parameters
     ----------
@@ -33,9 +34,11 @@ def select(
         if len(places) == count:
             break
         try:
-            reason = _unfit(wb, samples[index])
+            sample = samples[index]
         except (OSError, ValueError):
             reason = "unreadable"
+        else:
+            reason = _unfit(wb, sample, top)
         if reason is None:
             places.append((samples, index))
         else:
@@ -43,32 +46,44 @@ def select(
     return Chosen(places), left_out
 
 
-def _unfit(wb: Workbench, sample: Sample) -> str | None:
+def _unfit(wb: Workbench, sample: Sample, top: int) -> str | None:
     """Why a sample cannot be judged; None where it can."""
     if sample.mask is None or sample.label is None:
         return "no mask or no label"
-    if not SMALLEST_OBJECT <= sample.mask.double().mean() <= LARGEST_OBJECT:
+    largest = LARGEST_OBJECT if sample.other is None else 1
+    if not SMALLEST_OBJECT <= sample.mask.double().mean() <= largest:
         return "object too small or large"
     classes = wb.classes(sample.label)
     if not classes:
         return "no such class in the network"
-    best = wb.predict(sample.image[None])[0].topk(1 if sample.other is None else 2).indices
+    best = wb.predict(sample.image[None])[0].topk(1 if sample.other is None else top).indices
     return None if set(best.tolist()) & set(classes) else "wrong class"
 
 
-def select_pairs(wb: Workbench, split: str, count: int) -> tuple[Chosen, dict[str, int]]:
-    """Both objects of the first two-object scenes whose classes are the network's top two."""
-    sides = [Scenes(split, 2 * count, others=1, target=target) for target in (0, 1)]
+def select_pairs(
+    wb: Workbench, sides: Sequence[Sequence[Sample]], count: int, top: int = 2
+) -> tuple[Chosen, int]:
+    """Both targets of the first ``count`` scenes that have both among the network's top classes.
+
+    Parameters
+    ----------
+    sides
+        The same scenes twice, with either target, as :meth:`riba.datasets.Scenes.pairs` has them.
+
+    Returns
+    -------
+    The samples, two a scene, and how many scenes were left out.
+    """
     places, left_out = [], 0
-    for index in range(2 * count):
+    for index in progress.track(range(len(sides[0])), "choosing pairs"):
+        if len(places) == 2 * count:
+            break
         pair = Chosen([(side, index) for side in sides])
-        if len(select(wb, pair)[0]) == 2:
+        if len(select(wb, pair, top=top)[0]) == 2:
             places += pair.places
         else:
             left_out += 1
-        if len(places) == 2 * count:
-            break
-    return Chosen(places), {"two objects, not both on top or too small": left_out}
+    return Chosen(places), left_out
 
 
 def read_once(
@@ -86,12 +101,18 @@ def read_once(
     ValueError
         None is left.
     """
-    places, rows, unreadable = [], {}, []
+    places, rows, unreadable, size = [], {}, [], None
     for place in progress.track(range(len(samples)), "reading samples"):
         try:
             sample = samples[place]
             row = _identified(sample)
             _check(wb, sample, row["sample"], metrics, explain)
+            size = size or sample.image.shape
+            if sample.image.shape != size:
+                raise ValueError(
+                    f"sample {row['sample']} is {'×'.join(map(str, sample.image.shape))}, others "
+                    f"{'×'.join(map(str, size))}: resize it"
+                )
             if row["digest"] in rows:
                 raise ValueError(f"sample {row['sample']} is in the list twice")
         except (OSError, ValueError) as error:
@@ -114,6 +135,7 @@ def _identified(sample: Sample) -> dict[str, object]:
     digest.update(str(sample.label).encode())
     return {
         "sample": sample.name or digest.hexdigest(),
+        "group": sample.group or sample.name or digest.hexdigest(),
         "label": sample.label,
         "digest": digest.hexdigest(),
         "area": 0.0 if sample.mask is None else sample.mask.double().mean().item(),
@@ -132,7 +154,9 @@ def _check(wb: Workbench, sample: Sample, name: str, metrics: Sequence[str], exp
         raise ValueError(f"sample {name}: its mask is empty, drop it first")
     if CONTRAST in metrics and sample.other is None:
         raise ValueError(f"sample {name} has one object only: {CONTRAST} needs two")
-    if explain == "label" and (sample.label is None or not wb.classes(sample.label)):
+    known = range(len(wb.class_names if wb.sets is None else wb.sets))
+    named = sample.label is not None and sample.label in known and wb.classes(sample.label)
+    if explain == "label" and not named:
         raise ValueError(
             f"sample {name}: no class of the network stands for its label: take the samples that "
             "riba.evaluation.select keeps, or explain='prediction'"

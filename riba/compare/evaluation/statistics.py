@@ -15,7 +15,8 @@ from riba.compare.evaluation.blocks import CONTRAST
 def summarise(table: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
     """Mean over scenes with a bootstrapped 95 % interval.
 
-    Objects and seeds of one scene are averaged first: scenes are what is drawn at random.
+    Objects and seeds of one scene are averaged first. What is drawn at random, and so resampled,
+    are groups of scenes, such as those with the same cut-out; as a rule each scene is its own.
 
     Returns
     -------
@@ -34,8 +35,8 @@ def compare(
     """Every method against one, paired over the scenes that both have.
 
     ``difference`` is the method's mean less the other's, with a bootstrapped 95 % interval;
-    ``p_holm`` is Wilcoxon's signed-rank p, two-sided, after Holm over all methods of one metric
-    and mask.
+    ``p_holm`` is Wilcoxon's signed-rank p of the groups' means, two-sided, after Holm over all
+    methods of one metric and mask.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def compare(
         if method == against or other is None:
             continue
         difference = (values - other).dropna()
-        p = wilcoxon(difference).pvalue if difference.any() else 1.0
+        p = wilcoxon(difference.groupby(level=0).mean()).pvalue if difference.any() else 1.0
         numbers = difference.mean(), *_interval(difference, resamples), len(difference), p
         rows.append((method, against, metric, mask, *numbers))
     names = ["method", "against", "metric", "mask", "difference", "low", "high", "n", "p_holm"]
@@ -112,21 +113,25 @@ def results_table(summary: pd.DataFrame) -> str:
 
 
 def _per_scene(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Series]]:
-    scenes = table.dropna(subset="value").groupby(
-        ["method", "metric", "mask", "sample"], sort=False, observed=True
-    )["value"]
+    """Method, metric and mask, with the value of each scene by group and name."""
+    if "group" not in table:
+        table = table.assign(group=table["sample"])
+    keys = ["method", "metric", "mask", "group", "sample"]
+    scenes = table.dropna(subset="value").groupby(keys, sort=False, observed=True)["value"]
     for key, values in scenes.mean().groupby(level=[0, 1, 2], sort=False, observed=True):
         yield key, values.droplevel([0, 1, 2])
 
 
 def _interval(values: pd.Series, resamples: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, 95 %."""
-    means = _resampled(len(values), resamples) @ values.to_numpy(dtype=float)
+    """Percentile bootstrap of the mean over groups, 95 %."""
+    groups = values.groupby(level=0, sort=False, observed=True)
+    weights = _resampled(groups.ngroups, resamples)
+    means = (weights @ groups.sum().to_numpy(float)) / (weights @ groups.count().to_numpy(float))
     return tuple(np.quantile(means, [0.025, 0.975]))
 
 
 @lru_cache(maxsize=8)
 def _resampled(count: int, resamples: int) -> np.ndarray:
-    """How much each of ``count`` scenes weighs in the mean of each resample."""
+    """How much each of ``count`` groups weighs in the mean of each resample."""
     draws = np.random.default_rng(0).integers(count, size=(resamples, count))
     return np.stack([np.bincount(draw, minlength=count) for draw in draws]) / count

@@ -106,12 +106,24 @@ def evaluate(
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     folder = None if out is None else storage.place(out).resolve()
     chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
-    frames = [] if folder is None else _open(wb, folder, seed, explain, methods)
+    if unreadable:
+        reasons = "; ".join(unreadable[:5]) + "; …" * (len(unreadable) > 5)
+        warnings.warn(f"{len(unreadable)} samples were left out: {reasons}", stacklevel=2)
+    versions = {name: method.version for name, method in methods.items()}
+    frames = [] if folder is None else _open(wb, folder, seed, explain, versions)
     digests = [row["digest"] for row in rows]
     measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
     jobs = list(_jobs(digests, list(methods), metrics, measured, batch))
     blocks = (
-        Block(*stacked(chosen[places]), [rows[i] for i in places], job, seed, explain, folder)
+        Block(
+            *stacked(chosen[places]),
+            [rows[i] for i in places],
+            job,
+            seed,
+            explain,
+            versions,
+            folder,
+        )
         for places, job in jobs
     )
     if executor is None:
@@ -123,9 +135,6 @@ def evaluate(
         for frame in tables:
             frames.append(frame)
             bar.update(frame["digest"].nunique())
-    if unreadable:
-        reasons = "; ".join(unreadable)
-        warnings.warn(f"{len(unreadable)} samples were left out: {reasons}", stacklevel=2)
     table = pd.concat(frames, ignore_index=True).drop_duplicates(KEYS)
     order = {"method": methods, "digest": digests, "metric": metrics, "mask": MASKS}
     rows = pd.MultiIndex.from_product(order.values(), names=order).to_frame(index=False)
@@ -171,7 +180,7 @@ def _work(bench: Bench | Path, block: Block) -> list[pd.DataFrame]:
 
 
 def _open(
-    wb: Workbench, folder: Path, seed: int, explain: str, methods: Mapping[str, Method]
+    wb: Workbench, folder: Path, seed: int, explain: str, versions: dict[str, str]
 ) -> list[pd.DataFrame]:
     """Make the folder, or read what was measured there with the same settings, seed and code."""
     is_new = not (folder / SETTINGS).is_file()
@@ -188,6 +197,6 @@ def _open(
         "precision": wb.precision and str(wb.precision),
     }
     open_folder(folder, settings)
-    versions = {(seed, name, method.version) for name, method in methods.items()}
+    known = {(seed, *version) for version in versions.items()}
     parts = [part for part in read_parts(folder) if "version" in part]
-    return [part for part in parts if versions.issuperset(part[VERSION].itertuples(False, None))]
+    return [part for part in parts if known.issuperset(part[VERSION].itertuples(False, None))]
