@@ -165,7 +165,7 @@ OTHERS = {
     "a name that is no class": (by_name, {"targets": ["f", "a"]}, "no class 'f'; near matches"),
     "no masks": (by_name, {"name": "oracle"}, "pass masks="),
     "masks for fewer": (by_name, {"name": "oracle", "masks": MASK[None]}, "pass one for each"),
-    "unknown prior": (by_input_iba, {"prior": "wgan"}, "choose one of moments"),
+    "unknown prior": (by_input_iba, {"prior": "nothing"}, "choose one of moments"),
     "unused setting": (by_input_iba, {"chunk": 2}, "leave it out"),
     "one image": (by_statistics, {"images": MANY[:1]}, "at least two images, got 1"),
     "two sizes": (by_statistics, {"images": [MANY, MANY[..., :16]]}, "resize them to one size"),
