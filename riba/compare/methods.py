@@ -519,8 +519,8 @@ def _form(
     wb: Workbench, layers: str | tuple[str, ...], images: Tensor, found: InformationBottleneck
 ) -> Explicit:
     """The explicit form of the network for a bottleneck: one for all of its settings."""
-    key = ("explicit", (layers,) if isinstance(layers, str) else layers, tuple(images.shape[1:]))
-    return wb.memory.put(key, found.explicit(images, wb.memory.get(key)))
+    found.check(images)
+    return wb.explicit((layers,) if isinstance(layers, str) else layers, images)
 
 
 def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:

@@ -431,13 +431,14 @@ class InformationBottleneck:
         """
         return self.optimise(self.explicit(images), images, targets, noise, keep_steps=keep_steps)
 
-    def explicit(self, images: Tensor, known: Explicit | None = None) -> Explicit:
-        """The network cut behind the layers, for images of this size; ``known`` where that fits.
+    def check(self, images: Tensor) -> None:
+        """Refuse images that do not fit, and a network that the statistics are no longer of.
 
         Raises
         ------
         ValueError
-            The images do not fit, or the weights have changed since the statistics were checked.
+            As :func:`riba.network.check_images`; or the weights have changed since the statistics
+            were checked.
         """
         check_images(self.model, images)
         state = state_of(self.model)
@@ -445,7 +446,11 @@ class InformationBottleneck:
             for layer, stats in self.statistics.items():
                 stats.check(self.model, layer)
             self._state = state
-        form = explicit(self.model, self.statistics, images, known or self._form)
+
+    def explicit(self, images: Tensor) -> Explicit:
+        """The network cut behind the layers, for images of this size; refuses as :meth:`check`."""
+        self.check(images)
+        form = explicit(self.model, self.statistics, images, self._form)
         self._form = form  # other threads may set it, too
         return form
 

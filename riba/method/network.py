@@ -278,8 +278,8 @@ def as_targets(targets: Tensor | list[int], images: Tensor) -> Tensor:
             f"targets must be one class number an image, got {str(targets)[:40]!r}: "
             "use model(images).argmax(1) for what is predicted"
         ) from error
-    one_each = targets.shape[:1] == (len(images),)
-    if not one_each and (targets.ndim == 0 or targets.dtype != torch.bool):
+    one_each = targets.shape == (len(images),)
+    if targets.ndim == 0 or not (one_each or targets.dtype == torch.bool):
         raise ValueError(
             f"one target an image: expected {len(images)} class numbers, "
             f"got shape {tuple(targets.shape)}"
@@ -307,10 +307,6 @@ def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
         return targets
     if targets.is_floating_point() or targets.is_complex():
         raise ValueError(f"targets must be class numbers (integers), got {targets.dtype}")
-    if targets.shape != (batch,):
-        raise ValueError(
-            f"one target an image: expected {batch} class numbers, got shape {tuple(targets.shape)}"
-        )
     if targets.min() < 0 or targets.max() >= classes:
         wrong = targets[(targets < 0) | (targets >= classes)][0].item()
         raise ValueError(
