@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab photos figures test browser model readout evaluation lint clean
+.PHONY: lab photos figures test browser model readout evaluation photos-evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
@@ -33,7 +33,11 @@ readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
 	$(BIN)/python -m tools.training readout
 
 evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
-	$(BIN)/python -m tools.evaluation --workers $(WORKERS) --tables data --page README.md
+	$(BIN)/python -m tools.evaluation --blur 4 8 --workers $(WORKERS) --tables data --page README.md
+
+photos-evaluation: $(READY)  ## the same on photomontages: data/photos_*; resumes; needs `make photos`
+	$(BIN)/python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5 \
+		--pairs 100 --blur 4 8 --workers $(WORKERS) --tables data
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """How many noisy copies a map needs: cost against fidelity, with and without antithetic pairs.
 
-    python -m benchmarks.fidelity                   # an hour on two idle cores
+    python -m benchmarks.fidelity                   # two hours on two idle cores, minutes on a GPU
     python -m benchmarks.fidelity "scenenet"        # one case alone
 
 A map is compared with one of many independent copies and another seed, on 16 pictures × 3 seeds:
@@ -37,6 +37,7 @@ SETTINGS = (
     *((n, False, None) for n in (1, 2, 4)),
     *((n, True, None) for n in (2, 4, 6)),
 )
+MORE = ((8, True, None), (10, True, None))
 FEWER_STEPS = ((2, True, 5), (2, True, 7), (10, False, 7))
 Maps = Callable[[Tensor, Tensor, dict], Tensor]
 
@@ -52,7 +53,7 @@ def bottlenecks(wb: riba.Workbench, layers: str | tuple[str, ...]) -> Maps:
     def maps(images: Tensor, targets: Tensor, settings: dict) -> Tensor:
         found = riba.InformationBottleneck(wb.model, layers, stats, **settings)(images, targets)
         depths = [found] if single else found
-        return torch.cat([depth.nats.sum(1).flatten(1) for depth in depths], 1)
+        return torch.cat([depth.nats.sum(1).flatten(1) for depth in depths], 1).cpu()
 
     return maps
 
@@ -62,36 +63,36 @@ def at_pixels(wb: riba.Workbench) -> Maps:
 
     def maps(images: Tensor, targets: Tensor, settings: dict) -> Tensor:
         found = InputIBA(wb.model, wb.layer, wb.statistics, **settings)
-        return found(images, targets).map.flatten(1)
+        return found(images, targets).map.flatten(1).cpu()
 
     return maps
 
 
-def scenes(count: int) -> tuple[riba.Workbench, Tensor, Tensor]:
+def scenes(count: int, device: str) -> tuple[riba.Workbench, Tensor, Tensor]:
     """The bundled network and validation scenes."""
-    wb = riba.load()
+    wb = riba.load(device=device)
     images, labels, _ = datasets.stack([wb.validation[index] for index in range(count)])
-    return wb, images, labels
+    return wb, images.to(device), labels.to(device)
 
 
-def photographs(count: int) -> tuple[riba.Workbench, Tensor, Tensor]:
+def photographs(count: int, device: str) -> tuple[riba.Workbench, Tensor, Tensor]:
     """The real network and crops of photographs; explained is what it predicts."""
     from riba.testbed import photos
 
-    wb = riba.load("efficientnet-lite0")
-    images = torch.cat(list(photos.crops(count, seed=1)))
+    wb = riba.load("efficientnet-lite0", device=device)
+    images = torch.cat(list(photos.crops(count, seed=1))).to(device)
     return wb, images, wb.predict(images).argmax(1)
 
 
-def case(name: str) -> tuple[Maps, Tensor, Tensor, int, tuple]:
+def case(name: str, device: str) -> tuple[Maps, Tensor, Tensor, int, tuple]:
     """Maps of a case, its images and targets, copies of the reference, and the settings tried."""
     network, _, kind = name.partition(" ")
+    wb, images, labels = (scenes if network == "scenenet" else photographs)(16, device)
     if kind == "InputIBA":
-        wb, images, labels = scenes(6)
-        return at_pixels(wb), images, labels, 60, (PUBLISHED, (2, False, None), (2, True, None))
-    wb, images, labels = (scenes if network == "scenenet" else photographs)(16)
+        return at_pixels(wb), images, labels, 60, (PUBLISHED, (4, True, None), (6, True, None))
     layers = wb.depths if kind == "joint" else wb.layer
-    return bottlenecks(wb, layers), images, labels, 200, (*SETTINGS, *FEWER_STEPS)
+    more = MORE if kind == "joint" else ()
+    return bottlenecks(wb, layers), images, labels, 200, (*SETTINGS, *more, *FEWER_STEPS)
 
 
 CASES = ("scenenet", "scenenet joint", "efficientnet-lite0", "efficientnet-lite0 joint",
@@ -115,9 +116,9 @@ def agreement(maps: Tensor, reference: Tensor) -> pd.DataFrame:
     )
 
 
-def measured(name: str) -> pd.DataFrame:
+def measured(name: str, device: str) -> pd.DataFrame:
     """One row per setting of a case."""
-    maps, images, targets, many, settings = case(name)
+    maps, images, targets, many, settings = case(name, device)
 
     def with_(copies: int, antithetic: bool, steps: int | None, seed: int) -> Tensor:
         chosen = {"samples": copies, "antithetic": antithetic, "seed": seed}
@@ -180,8 +181,10 @@ def main() -> None:
     """Measure the cases that are named, by default all; the others stay as they were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="case")
-    for name in parser.parse_args().cases or CASES:
-        fresh = measured(name)
+    parser.add_argument("--device", default="cpu", help="cuda or cpu")
+    arguments = parser.parse_args()
+    for name in arguments.cases or CASES:
+        fresh = measured(name, arguments.device)
         old = [pd.read_csv(TABLE)] if TABLE.is_file() else []
         kept = [table[table["case"] != name] for table in old]
         table = pd.concat([*kept, fresh], ignore_index=True)

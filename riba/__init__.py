@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "method": ("explicit", "network", "relevance", "rules"),
     "testbed": ("datasets", "networks", "photos", "scenes", "segmentation"),
-    "compare": ("evaluation", "methods", "metrics", "trust"),
+    "compare": ("calibration", "evaluation", "methods", "metrics", "trust"),
     "show": ("panels", "plots"),
 }
 _NAMES = {

@@ -16,7 +16,7 @@ from riba.method.statistics import FeatureStatistics
 from riba.storage import Memory
 from riba.testbed import datasets, photos, scenes, segmentation
 from riba.testbed.datasets import Preparation, Sample, Scenes
-from riba.testbed.networks import NETWORKS, SCENE_NETWORKS, build, input_of
+from riba.testbed.networks import BETAS, NETWORKS, SCENE_NETWORKS, build, input_of
 from riba.testbed.photos import Montages
 from riba.testbed.segmentation import Photos
 
@@ -65,6 +65,9 @@ class Workbench:
         ``torch.bfloat16``; None: that of the weights. InputIBA and the panels do not use it.
     others
         Feature statistics of other layers that are known already, by layer.
+    betas
+        Calibrated β of a bottleneck by the name of its layer, or by those of several with spaces
+        between them (:mod:`riba.compare.calibration`); methods use it with ``beta="calibrated"``.
     memory
         Recently computed values of this workbench; a workbench made from it has a new one.
     """
@@ -85,6 +88,7 @@ class Workbench:
     label_names: tuple[str, ...] = scenes.CLASS_NAMES
     precision: torch.dtype | None = None
     others: Mapping[str, FeatureStatistics] = field(default_factory=dict)
+    betas: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(init=False, repr=False, default_factory=Memory)
 
     @classmethod
@@ -171,6 +175,7 @@ class Workbench:
             "depths": list(self.depths),
             "statistics": known and [known.dataset, known.count, known.digest],
             "prepare": str(self.prepare),
+            "betas": dict(self.betas),
         }
 
     def to_rgb(self, image: Tensor) -> Tensor:
@@ -347,6 +352,7 @@ def load(
     _check_name(name, data)
     known = NETWORKS[name]
     prepare, class_names = input_of(name, weights)
+    own_weights = weights is None and model is None
     if model is None:
         model = _build(name, weights)
     if device is not None:
@@ -385,7 +391,9 @@ def load(
         depths=known.depths,
         top=known.top,
     )
-    return replace(wb, name=name, precision=precision, **splits)
+    own = BETAS[(BETAS["network"] == name) & own_weights]
+    betas = dict(zip(own["layers"], own["beta"], strict=True))
+    return replace(wb, name=name, precision=precision, betas=betas, **splits)
 
 
 def _check_name(name: str, data: str | Photos | None) -> None:

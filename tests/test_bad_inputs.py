@@ -161,7 +161,7 @@ OTHERS = {
     "start for fewer": (by_descent, {"start": torch.ones(1, 6, 16, 16)}, "pass one an image"),
     "start with NaN": (by_descent, {"start": torch.full((2, 6, 16, 16), torch.nan)}, "NaN"),
     "unknown setting": (by_name, {"name": "iba", "betta": 1.0}, "near matches: beta"),
-    "setting where none is": (by_name, {"name": "edges", "beta": 1.0}, "it takes none"),
+    "setting where none is": (by_name, {"name": "edges", "beta": 1.0}, "near matches: blur"),
     "a name that is no class": (by_name, {"targets": ["f", "a"]}, "no class 'f'; near matches"),
     "no masks": (by_name, {"name": "oracle"}, "pass masks="),
     "masks for fewer": (by_name, {"name": "oracle", "masks": MASK[None]}, "pass one for each"),

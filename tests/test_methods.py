@@ -13,7 +13,7 @@ from torch import nn
 import riba
 from riba import METHODS
 from riba.compare import methods, metrics
-from riba.method import input_iba
+from riba.method import bottleneck, input_iba
 from riba.method.input_iba import InputIBA
 from riba.testbed import datasets
 
@@ -238,13 +238,15 @@ def test_forms_do_not_depend_on_the_number_of_images(wb, batch):
 def test_maps_come_with_their_ledger(wb, batch, maps):
     images, targets, _ = batch
     for name, method in METHODS.items():
-        if name.startswith("relevance-iba"):
+        if name.startswith("relevance-iba") and name != "relevance-iba-detail":
             values, ledger = method.explain(wb, images, targets)
             assert torch.equal(values, maps[name])
             torch.testing.assert_close(ledger.end, values.double().sum((1, 2)), rtol=1e-5, atol=0)
             torch.testing.assert_close(ledger.end, ledger.start, rtol=1e-3, atol=0)
             assert method.unit == "nats"
-    assert METHODS["iba"].explain(wb, images, targets)[1] is None
+    for name in ("iba", "relevance-iba-detail"):  # the second is a score: nothing is conserved
+        assert METHODS[name].explain(wb, images, targets)[1] is None
+        assert METHODS[name].unit != "nats"
 
 
 def test_controls_are_what_they_say(maps, batch, wb):
@@ -313,7 +315,7 @@ def test_settings_are_taken_by_keyword_and_change_the_map(wb, batch, name, setti
     [
         ("iba", "betta", "iba has no setting 'betta'; near matches: beta"),
         ("smoothgrad", "beta", "smoothgrad has no setting 'beta'; near matches:"),
-        ("edges", "beta", "edges has no setting 'beta'; it takes none"),
+        ("edges", "beta", "edges has no setting 'beta'; near matches: blur"),
     ],
 )
 def test_unknown_settings_are_refused_with_near_matches(wb, batch, name, setting, message):
@@ -354,3 +356,14 @@ def test_deeplift_adds_up_where_an_activation_runs_twice(wb, batch):
     with torch.no_grad():
         difference = (bench.model(image) - bench.model(torch.zeros_like(image)))[0, 3]
     torch.testing.assert_close(METHODS["deeplift"](bench, image, [3]).sum(), difference)
+
+
+def test_every_map_can_be_smoothed(wb, batch, maps):
+    images, targets, _ = batch
+    blurred, ledger = METHODS["relevance-iba"].explain(wb, images, targets, blur=4.0)
+    assert torch.allclose(blurred, bottleneck.smooth(maps["relevance-iba"], 4.0))
+    assert ledger is None
+    for width in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="blur must be 0 pixels or more"):
+            METHODS["edges"](wb, images, targets, blur=width)
+    assert METHODS["edges"].using(blur=4.0).version != METHODS["edges"].version

@@ -50,7 +50,7 @@ def test_notebook_is_valid_and_executed(path):
 
 @EVERY
 def test_notebook_leaves_still_outputs_only(path):
-    assert path.stat().st_size <= 1_000_000
+    assert path.stat().st_size <= 2_000_000
     for cell in cells(path, "code"):
         for output in cell.outputs:
             assert output.output_type != "error"
@@ -70,7 +70,7 @@ def test_as_a_web_page_every_panel_is_a_picture(path):
 
 
 def test_notebooks_are_small_together():
-    assert sum(path.stat().st_size for path in PATHS) <= 6_000_000
+    assert sum(path.stat().st_size for path in PATHS) <= 12_000_000
 
 
 @EVERY

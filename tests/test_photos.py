@@ -541,3 +541,17 @@ def test_grey_preparation():
     image = prepare.image(np.full((10, 10, 3), 128, np.uint8))
     assert image.shape == (1, 8, 8)
     assert prepare.to_rgb(image).shape == (8, 8, 3)
+
+
+def test_the_card_says_what_was_measured():
+    card = (DATA / "efficientnet_lite0.md").read_text(encoding="utf-8")
+    betas = pd.read_csv(DATA / "betas.csv").query("network == 'efficientnet-lite0'")
+    assert set(betas["layers"].str.split().str.len()) == {1, 3}
+    for row in betas.itertuples():
+        name = "all three together" if " " in row.layers else f"`{row.layers}`"
+        (line,) = [line for line in card.splitlines() if line.startswith(f"| {name}")]
+        assert f"| {row.beta:g} | {row.kept:.2f} |" in line
+    assert f"half of {betas['scenes'].iloc[0]} validation montages" in card
+    measured = pd.read_csv(FAIRNESS).set_index("measure")["value"]
+    for measure in ("object named right", "background alone names the object's class"):
+        assert f"{measured[measure]:.1%}".replace("%", " %") in card

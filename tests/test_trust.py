@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 import riba
 from riba.compare import trust
 from riba.method import network, relevance
-from riba.method.bottleneck import InformationBottleneck
+from riba.method.bottleneck import InformationBottleneck, smooth
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets, networks
 
@@ -162,3 +162,15 @@ def test_the_maps_under_test_are_those_of_the_methods(net, images):
     }
     for name, values in maps.items():
         assert values.equal(expected[name]), name
+
+
+def test_transplanted_detail_is_that_of_another_map():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, 16, 16, generator=generator)
+    blobs = smooth(torch.rand(3, 16, 16, generator=generator), 4.0)
+    own = trust.transplanted(maps, smooth(maps, 4.0))
+    assert torch.allclose(own, maps, atol=1e-6)
+    other = trust.transplanted(maps, blobs, shift=1)
+    assert torch.allclose(other[0], blobs[0] * maps[1] / smooth(maps[1], 4.0), atol=1e-6)
+    assert torch.allclose(other[2], blobs[2] * maps[0] / smooth(maps[0], 4.0), atol=1e-6)
+    assert torch.equal(trust.transplanted(torch.zeros_like(maps), blobs), blobs)

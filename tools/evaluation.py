@@ -1,5 +1,8 @@
 """The evaluation that is committed: ``python -m tools.evaluation --tables data --page README.md``.
 
+On photomontages: ``python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5
+--pairs 100 --blur 4 8 --tables data`` (``data/photos_*``).
+
 Takes the arguments of ``python -m riba.evaluation``, and writes the tables in ``data/`` and the one
 in the README.
 """
@@ -11,19 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from riba.compare.evaluation import compare, results_table, summarise
 from riba.compare.evaluation.blocks import KEYS
-from riba.compare.evaluation.command import parser, run
+from riba.compare.evaluation.command import parser, run, workbench
 from riba.method.network import fingerprint
 from riba.storage import versions
 from riba.testbed import datasets
-from riba.workbench import load
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 """Lines of a Markdown page between which the results table is put."""
-REFERENCES = ("relevance-iba", "relevance-iba-cascade")
-"""Methods that all others are compared with in pairs: the publication's form, and our best."""
+REFERENCES = ("relevance-iba", "relevance-iba-cascade", "relevance-iba-detail")
+"""Methods that all others are compared with in pairs: the publication's form, and ours."""
 
 
 def rounded(summary: pd.DataFrame) -> pd.DataFrame:
@@ -34,25 +37,32 @@ def rounded(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_tables(
-    table: pd.DataFrame, summary: pd.DataFrame, settings: dict[str, object], folder: Path
+    table: pd.DataFrame,
+    summary: pd.DataFrame,
+    settings: dict[str, object],
+    folder: Path,
+    prefix: str = "",
 ) -> None:
-    """Per-sample values, summary, comparisons and settings; numbers with six digits."""
+    """Per-sample values, summary, comparisons and settings; numbers with six digits.
+
+    ``prefix`` is put in front of the names of the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     texts = [name for name in KEYS if name in table and name not in ("label", "seed")]
     small = table.astype(dict.fromkeys(texts, "category"))
     small = small.astype({"value": "float32", "area": "float32", "label": "int16", "seed": "int32"})
-    small.to_parquet(folder / "evaluation.parquet", index=False, compression="zstd")
+    small.to_parquet(folder / f"{prefix}evaluation.parquet", index=False, compression="zstd")
     masked = summary["mask"] != "none"
     style = {"index": False, "float_format": "%.6g"}
-    summary[masked].to_csv(folder / "evaluation.csv", **style)
-    summary[~masked].drop(columns="mask").to_csv(folder / "faithfulness.csv", **style)
+    summary[masked].to_csv(folder / f"{prefix}evaluation.csv", **style)
+    summary[~masked].drop(columns="mask").to_csv(folder / f"{prefix}faithfulness.csv", **style)
     located = table[table["mask"] != "none"]
     references = [method for method in REFERENCES if method in set(table["method"])]
     if references:
         comparisons = pd.concat([compare(located, method) for method in references])
-        comparisons.to_csv(folder / "comparisons.csv", **style)
+        comparisons.to_csv(folder / f"{prefix}comparisons.csv", **style)
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-    (folder / "evaluation.json").write_text(text, encoding="utf-8")
+    (folder / f"{prefix}evaluation.json").write_text(text, encoding="utf-8")
 
 
 def check_page(page: Path) -> None:
@@ -86,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if arguments.page:
             check_page(arguments.page)
-        wb = load(arguments.network, data=arguments.data)
+        wb = workbench(arguments)
         table, counts = run(wb, arguments)
     except (ValueError, OSError, RuntimeError) as error:
         command.error(str(error))
@@ -99,10 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": fingerprint(wb.model),
             "layer": wb.layer,
             "depths": wb.depths,
+            "betas": dict(wb.betas),
+            "device": torch.cuda.get_device_name() if wb.device.type == "cuda" else "cpu",
             "drawing code": datasets.drawing_code(),
             "versions": versions(),
         }
-        write_tables(table, summary, settings, arguments.tables)
+        prefix = f"{arguments.data}_" if arguments.data else ""
+        write_tables(table, summary, settings, arguments.tables, prefix)
     if arguments.page:
         fill_in(arguments.page, results_table(summary))
     print(summary.to_string(index=False))

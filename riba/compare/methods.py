@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,7 +44,7 @@ from zennit.rules import ReLUGuidedBackprop
 
 from riba.compare.deeplift import deeplift as explain_difference
 from riba.method import bottleneck, network, relevance, rules
-from riba.method.bottleneck import Depths, Information, InformationBottleneck, Settings
+from riba.method.bottleneck import Depths, Information, InformationBottleneck, Settings, smooth
 from riba.method.explicit import Explicit, dtype_of
 from riba.method.input_iba import InputIBA, InputInformation
 from riba.method.relevance import Ledger
@@ -54,6 +55,8 @@ from riba.workbench import Workbench
 INCOMPLETE, MOST_STEPS = 0.05, 400
 """By how much Integrated Gradients may miss their sum before more steps are taken, and how many."""
 
+CALIBRATED = "calibrated"
+"""In place of a number for β: that of ``wb.betas``."""
 AT_ONCE = 32
 """Images that pass through the network together."""
 
@@ -109,10 +112,13 @@ class Method:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Names of the settings that the function takes; of a bottleneck those of its own, too."""
+        """Names of the settings that the function takes; of a bottleneck those of its own, too.
+
+        Every method takes ``blur``: the width in pixels of a Gaussian over its map.
+        """
         _, *parameters = inspect.signature(self.function).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        return (*names, *OF_BOTTLENECKS) if len(names) < len(parameters) else tuple(names)
+        return (*names, *(OF_BOTTLENECKS if len(names) < len(parameters) else ()), "blur")
 
     def using(self, **settings: object) -> Method:
         """The same method with other settings: ``METHODS["iba"].using(beta=1.0)``.
@@ -124,7 +130,7 @@ class Method:
         """
         for name in settings:
             if name not in self.takes:
-                near = network.near_matches(name, self.takes) if self.takes else "it takes none"
+                near = network.near_matches(name, self.takes)
                 raise ValueError(f"{self.function.__name__} has no setting {name!r}; {near}")
         return replace(self, settings=self.settings | settings)
 
@@ -155,14 +161,17 @@ class Method:
         seed: int = 0,
         **settings: object,
     ) -> tuple[Tensor, Ledger | None]:
-        """Maps, B×H×W, and their ledger, None where the method has none.
+        """Maps, B×H×W, and their ledger, None where the method has none or the map is blurred.
 
         Raises
         ------
         ValueError
             Images, targets or settings do not fit the network or the method.
         """
-        settings = self.using(**settings).settings
+        settings = dict(self.using(**settings).settings)
+        blur = settings.pop("blur", 0.0)
+        if not 0 <= blur < math.inf:
+            raise ValueError(f"blur must be 0 pixels or more, got {blur}")
         device, images = getattr(images, "device", None), wb.batch(images)
         logits = wb.logits(images[:1]).expand(len(images), -1)  # one tells how many classes
         if isinstance(targets, (list, tuple)) and all(isinstance(name, str) for name in targets):
@@ -175,6 +184,8 @@ class Method:
             objects = None if masks is None else masks[part]
             query = Query(wb, images[part], targets[part], seed, objects)
             answers.append(_maps(self.function(query, **settings), query))
+        if blur:  # what it moves beyond the border is not accounted for
+            answers = [smooth(x if isinstance(x, Tensor) else x[0], blur) for x in answers]
         if isinstance(answers[0], Tensor):
             return torch.cat(answers).detach().to(device).contiguous(), None
         maps, ledgers = zip(*answers, strict=True)
@@ -546,6 +557,14 @@ def _bottleneck(
         single = isinstance(layer, str)
         stats = wb.statistics_at(layer) if single else [wb.statistics_at(name) for name in layer]
         chosen = {"precision": wb.precision, **settings}
+        if chosen.get("beta") == CALIBRATED:
+            names = layer if single else " ".join(layer)
+            if names not in wb.betas:
+                raise ValueError(
+                    f"β is not calibrated for {names} of this network: pass a number, such as that "
+                    "of riba.calibration.calibrated"
+                )
+            chosen["beta"] = wb.betas[names]
         return InformationBottleneck(wb.model, layer, stats, seed=seed, **chosen)
 
     return wb.memory.once(("bottleneck", layer, seed, *settings.items()), make)
@@ -566,11 +585,13 @@ def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets:
     return last[1]
 
 
+@method("iba-calibrated", unit="bits", beta=CALIBRATED)
 @method("iba", unit="bits")
 def iba(q: Query, layer: str | None = None, **settings: object) -> Tensor:
     """Per-sample IBA at ``layer`` (``wb.layer``): bits per pixel, the total preserved. Unsigned.
 
-    Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, 10 copies, σ 1.
+    Schulz et al., "Restricting the Flow", ICLR 2020: β 10, 10 steps, σ 1; as published with
+    ``samples=10, antithetic=False``. ``iba-calibrated`` takes the network's own β.
     """
     return q.information(layer or q.wb.layer, **settings).bits(q.size)
 
@@ -610,7 +631,8 @@ def input_iba(
 ) -> Tensor:
     """InputIBA: λ at the pixels averaged over colours, as published. Unsigned, 0–1.
 
-    Zhang et al., NeurIPS 2021: β 20, 60 steps, 10 copies; see :mod:`riba.method.input_iba`.
+    Zhang et al., NeurIPS 2021: β 20, 60 steps; see :mod:`riba.method.input_iba`. As published
+    with ``samples=10, antithetic=False``.
     """
     settings |= {"prior": prior, "feature_beta": feature_beta}
     return input_information(q.wb, q.images, q.targets, q.seed, **settings).map
@@ -630,6 +652,7 @@ def input_iba_nats(
 
 @method("relevance-iba-alpha2-beta1", unit="nats", composite="alpha2-beta1")
 @method("relevance-iba-gamma", unit="nats", composite="gamma")
+@method("relevance-iba-calibrated", unit="nats", beta=CALIBRATED)
 @method("relevance-iba", unit="nats")
 def relevance_iba(
     q: Query,
@@ -640,8 +663,9 @@ def relevance_iba(
 ) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from ``layer`` (``wb.layer``): nats per pixel, z⁺, Flat at pixels. Unsigned.
 
-    Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`. Signed where the γ rule (0.25)
-    or the α2β1 rule takes the place of z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
+    Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`. With the network's own β:
+    ``relevance-iba-calibrated``. Signed where the γ rule (0.25) or the α2β1 rule takes the place of
+    z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
     """
     layer = layer or q.wb.layer
     net, nats = q.explicit(layer, **settings), q.information(layer, **settings)
@@ -685,6 +709,22 @@ def relevance_iba_cascade(
     pixels = relevance.cascade(net, q.images, depths, composite, smoothing)
     start = relevance.start(depths.shallowest)
     return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
+
+
+@method("relevance-iba-detail")
+def relevance_iba_detail(
+    q: Query,
+    composite: str | Composite | None = None,
+    width: float = 4.0,
+    **settings: object,
+) -> Tensor:
+    """The information of all depths, with the detail of the class's evidence: a score. Unsigned.
+
+    Ours; see :func:`riba.relevance.detailed`. Without its detail it is
+    ``capacity-product-squared``.
+    """
+    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    return relevance.detailed(net, q.images, q.targets, depths, composite, width)
 
 
 # --- controls ------------------------------------------------------------------------------------

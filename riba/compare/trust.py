@@ -23,6 +23,7 @@ from riba.method.network import (
     names_through,
     unwrapped,
 )
+from riba.method.relevance import detail
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
 from riba.workbench import Workbench
@@ -96,6 +97,23 @@ def shuffled_channels(relevance: Tensor, seed: int = 0) -> Tensor:
     return relevance.gather(1, order.expand_as(relevance))
 
 
+def transplanted(maps: Tensor, blobs: Tensor, width: float = 4.0, shift: int = 0) -> Tensor:
+    """Blobs with the fine detail of other maps: blob × map ÷ smoothed map, B×H×W each.
+
+    Does the detail of a map belong to its image? With ``shift`` 0 each blob has the detail of its
+    own map; else that of the map ``shift`` places further on. Where the second is as good, the
+    detail is the network's grain and says nothing about the image.
+
+    Parameters
+    ----------
+    maps, width
+        As :func:`riba.relevance.detail`.
+    blobs
+        Not negative; equal for all that is to be compared.
+    """
+    return blobs * detail(maps, width).roll(-shift, 0)
+
+
 def mosaic(samples: Sequence[datasets.Sample], across: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """``across``² scenes of different classes as one picture, for the grid pointing game.
 
@@ -150,7 +168,8 @@ def with_network(
             stats[layer] = carried_over(wb.statistics_at(layer), model)
         else:
             stats[layer] = FeatureStatistics.fit(model, layer, images(), few=True)
-    return replace(wb, model=model, statistics=stats[wb.layer], others=stats, reference=None)
+    known = {"statistics": stats[wb.layer], "others": stats, "betas": {}}
+    return replace(wb, model=model, reference=None, **known)
 
 
 def carried_over(stats: FeatureStatistics, model: nn.Module) -> FeatureStatistics:

@@ -335,6 +335,9 @@ NETWORKS = {
 """All networks that :func:`riba.load` knows, by name. The layer is the published one for VGG16
 (conv4_1, stride 8) and the corresponding one elsewhere; the depths of networks of photos correspond
 to those of the bundled network, and were not chosen on photos."""
+BETAS = pd.read_csv(DATA / "betas.csv")
+"""β of a network's bottlenecks as :mod:`riba.compare.calibration` chooses it; columns ``network``,
+``layers`` (several, with spaces between them, are optimised together), ``beta``, ``kept``."""
 OWN = {"scenenet": scenenet, "small-resnet": small_resnet, "efficientnet-lite0": efficientnet_lite0}
 """What builds the networks that are not torchvision's."""
 SCENE_NETWORKS = ("scenenet", "small-resnet")

@@ -16,8 +16,10 @@ from riba.compare.evaluation.blocks import CONTRAST, METRICS
 from riba.compare.evaluation.samples import select, select_pairs
 from riba.compare.evaluation.statistics import summarise
 from riba.compare.evaluation.table import evaluate
-from riba.compare.methods import METHODS
+from riba.compare.methods import METHODS, Method, find_method
+from riba.compare.metrics import FAITHFULNESS
 from riba.storage import DATA
+from riba.testbed.datasets import Sample
 from riba.workbench import Workbench, load
 
 SLOW = ("input-iba", "input-iba-nats")
@@ -42,14 +44,24 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
             chosen = select_pairs(wb, sides, arguments.pairs, arguments.top)
             pairs[kind], left_out[f"{kind}, not both on top or too small"] = chosen
             counts[kind] = len(pairs[kind]) // 2
-    metrics = [metric for metric in arguments.metrics if metric != CONTRAST]
-    methods = arguments.methods or list(METHODS)
-    fast = [method for method in methods if method not in SLOW]
-    slow = [method for method in methods if method in SLOW]
-    evaluations = [(fast, scenes, metrics, ""), (slow, scenes[: arguments.slow], metrics, "")]
-    for kind, both in pairs.items():
-        evaluations.append((fast, both, [CONTRAST], kind))
-        evaluations.append((slow, both[: 2 * arguments.slow], [CONTRAST], kind))
+    names = arguments.methods
+    if names is None and len(scenes):
+        names, refusals = applicable(wb, scenes[0])
+        left_out |= refusals
+    located = [m for m in arguments.metrics if m != CONTRAST and m not in FAITHFULNESS]
+    asked = [m for m in arguments.metrics if m in FAITHFULNESS]
+    few, evaluations = arguments.faithful, []
+    for group, most in (
+        ([name for name in names or () if name not in SLOW], None),
+        ([name for name in names or () if name in SLOW], arguments.slow),
+    ):
+        methods = smoothed(group, arguments.blur)
+        for part, more in ((scenes[:most][:few], asked), (scenes[:most][few:], [])):
+            metrics = {name: located + more * (name in METHODS) for name in methods}
+            measured = {name: method for name, method in methods.items() if metrics[name]}
+            evaluations.append((measured, part, metrics, ""))
+        for kind, both in pairs.items():
+            evaluations.append((group, both[: most and 2 * most], [CONTRAST], kind))
     folder = arguments.out or DATA / "cache" / f"evaluation-{wb.name}"
     workers = nullcontext()
     if arguments.workers:
@@ -68,6 +80,36 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     return pd.concat(tables, ignore_index=True), counts | {"passed over": left_out}
 
 
+def applicable(wb: Workbench, sample: Sample) -> tuple[list[str], dict[str, str]]:
+    """Methods that this workbench can run, and why others refuse."""
+    names, refusals = [], {}
+    image, targets, mask = sample.image[None], wb.targets([sample.label]), sample.mask[None]
+    for name, method in METHODS.items():
+        short = {"steps": 1, "samples": 1} if {"beta", "steps"} <= set(method.takes) else {}
+        try:
+            method(wb, image, targets, masks=mask, **short)
+        except ValueError as error:
+            refusals[f"method {name}"] = str(error)
+        else:
+            names.append(name)
+    return names, refusals
+
+
+def smoothed(names: Sequence[str], widths: Sequence[float]) -> dict[str, Method]:
+    """Methods by name, each followed by itself smoothed by so many pixels: a control."""
+    by_name = {}
+    for name in names:
+        by_name[name] = find_method(name)
+        for width in widths:
+            by_name[f"{name}, smoothed {width:g} px"] = METHODS[name].using(blur=width)
+    return by_name
+
+
+def workbench(arguments: argparse.Namespace) -> Workbench:
+    """The workbench that the arguments of :func:`parser` name."""
+    return load(arguments.network, data=arguments.data, device=arguments.device)
+
+
 def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     """The command line ``name``."""
     arguments = argparse.ArgumentParser(
@@ -78,10 +120,12 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--network", default="scenenet", help="a name out of riba.networks.NETWORKS")
     add("--data", help="photos, for an ImageNet network (first run `make photos`)")
+    add("--device", help="cuda, or cpu")
     add("--split", choices=("validation", "test"), default="test")
     add("--scenes", type=int, default=200, help="scenes with one object")
     add("--pairs", type=int, default=200, help="scenes with two objects, of each kind")
     add("--top", type=int, default=2, help="both classes of a pair are among so many")
+    add("--faithful", type=int, default=100, help="of these for insertion, deletion, degradation")
     add("--slow", type=int, default=50, help="of each for InputIBA")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
     add(
@@ -89,6 +133,13 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
         nargs="+",
         default=[metric for metric in METRICS if metric != "sensitivity_n"],
         help="names out of riba.evaluation.METRICS; by default all but sensitivity_n",
+    )
+    add(
+        "--blur",
+        nargs="+",
+        type=float,
+        default=[],
+        help="pixels: maps smoothed, too, against masks",
     )
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0, help="processes; 0 is this one alone")
@@ -102,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parser()
     arguments = command.parse_args(argv)
     try:
-        table, _ = run(load(arguments.network, data=arguments.data), arguments)
+        table, _ = run(workbench(arguments), arguments)
     except (ValueError, OSError, RuntimeError) as error:
         command.error(str(error))
     print(summarise(table).to_string(index=False))

@@ -79,7 +79,7 @@ def select_pairs(
         if len(places) == 2 * count:
             break
         pair = Chosen([(side, index) for side in sides])
-        if len(select(wb, pair, top=top)[0]) == 2:
+        if all(len(select(wb, Chosen([place]), top=top)[0]) for place in pair.places):
             places += pair.places
         else:
             left_out += 1

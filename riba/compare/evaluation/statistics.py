@@ -85,8 +85,9 @@ def by_size(table: pd.DataFrame) -> pd.Series:
 def results_table(summary: pd.DataFrame) -> str:
     """The headline numbers of :func:`summarise` as a Markdown table, the best method first.
 
-    Methods are ordered by allocation area, border left out.
+    Methods are ordered by allocation area, border left out; smoothed maps are not among them.
     """
+    summary = summary[~summary["method"].str.contains(", smoothed ")]
     columns = {
         "allocation area": ("allocation_area", "banded"),
         "strict": ("allocation_area", "strict"),

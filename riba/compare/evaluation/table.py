@@ -37,7 +37,7 @@ def evaluate(
     wb: Workbench,
     methods: Sequence[str] | Mapping[str, Method],
     samples: Sequence[Sample],
-    metrics: Sequence[str] = HEADLINE,
+    metrics: Sequence[str] | Mapping[str, Sequence[str]] = HEADLINE,
     *,
     out: Path | str | None = None,
     executor: Executor | None = None,
@@ -58,7 +58,7 @@ def evaluate(
         Names out of :data:`riba.METHODS`; or methods by names of your own, such as the same one
         with several settings: ``{"β 1": METHODS["iba"].using(beta=1.0), …}``.
     metrics
-        Names out of :data:`METRICS`.
+        Names out of :data:`METRICS`; or those of each method.
     samples
         With masks; ``two_object_contrast`` also needs ``other``. What cannot be read or judged, or
         is there twice, is left out, with a warning at the end.
@@ -100,8 +100,13 @@ def evaluate(
     UserWarning
         Of the samples that were left out, and why.
     """
-    methods, metrics = by_name(methods), list(dict.fromkeys(metrics))
-    check_names("metric", metrics, METRICS, "riba.evaluation.METRICS")
+    methods = by_name(methods)
+    if not isinstance(metrics, Mapping):
+        metrics = dict.fromkeys(methods, metrics)
+    wanted = {name: list(dict.fromkeys(metrics[name])) for name in methods}
+    for names in wanted.values():
+        check_names("metric", names, METRICS, "riba.evaluation.METRICS")
+    metrics = list(dict.fromkeys(chain.from_iterable(wanted.values())))
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     folder = None if out is None else storage.place(out).resolve()
@@ -113,7 +118,7 @@ def evaluate(
     frames = [] if folder is None else _open(wb, folder, seed, explain, versions)
     digests = [row["digest"] for row in rows]
     measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
-    jobs = list(_jobs(digests, list(methods), metrics, measured, batch))
+    jobs = list(_jobs(digests, wanted, measured, batch))
     blocks = (
         Block(
             *stacked(chosen[places]),
@@ -142,13 +147,16 @@ def evaluate(
 
 
 def _jobs(
-    digests: list[str], methods: list[str], metrics: list[str], measured: set[tuple], batch: int
+    digests: list[str], wanted: dict[str, list[str]], measured: set[tuple], batch: int
 ) -> Iterator[tuple[list[int], Jobs]]:
     """What is not ``measured``: up to ``batch`` samples, and methods with the metrics of each."""
 
     def missing(place: int) -> Jobs:
         at = digests[place]
-        jobs = {name: [m for m in metrics if (at, name, m) not in measured] for name in methods}
+        jobs = {
+            name: [m for m in metrics if (at, name, m) not in measured]
+            for name, metrics in wanted.items()
+        }
         return [(name, lacking) for name, lacking in jobs.items() if lacking]
 
     for jobs, group in groupby(range(len(digests)), missing):

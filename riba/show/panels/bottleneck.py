@@ -50,7 +50,7 @@ def bottleneck(wb: Workbench, **settings: object) -> Panel:
         "scene": scene_slider(wb),
         "beta": control(widgets.FloatLogSlider, "β, price of a nat", **price),
         "steps": control(widgets.IntSlider, "steps of Adam", value=10, min=1, max=LAST),
-        "samples": control(widgets.IntSlider, "noisy copies", value=10, min=1, max=20),
+        "samples": control(widgets.IntSlider, "noisy copies", value=6, min=1, max=20),
         "sigma": control(widgets.FloatSlider, "σ, smoothing of λ", value=1, max=3, step=0.25),
         "layer": layer_list(wb),
         "step": control(widgets.IntSlider, "show step", value=LAST, max=LAST),
