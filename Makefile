@@ -33,7 +33,8 @@ readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
 	$(BIN)/python -m tools.training readout
 
 evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
-	$(BIN)/python -m tools.evaluation --blur 4 8 --workers $(WORKERS) --tables data --page README.md
+	$(BIN)/python -m tools.evaluation --pairs 100 --slow 30 --blur 4 8 \
+		--workers $(WORKERS) --tables data --page README.md
 
 photos-evaluation: $(READY)  ## the same on photomontages: data/photos_*; resumes; needs `make photos`
 	$(BIN)/python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5 \

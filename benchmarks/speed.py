@@ -416,6 +416,9 @@ def page(table: pd.DataFrame) -> str:
         "scenes | [study.csv](study.csv) |",
         f"| `fidelity.py` | {fidelities()} | [fidelity.csv](fidelity.csv), "
         "![cost against fidelity](fidelity.png) |",
+        "| `detail.py` | does the detail of a map belong to its image? Ways of propagating beside "
+        "the same information without LRP, smoothed maps, and another image's detail | "
+        "[detail.csv](detail.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",
         "",
@@ -460,13 +463,16 @@ def fidelities() -> str:
     table = table[table["steps"] == "default"].set_index(["case", "copies", "antithetic"])
     sentences = []
     for case in dict.fromkeys(table.index.get_level_values("case")):
-        ten, pairs = table.loc[(case, 10, False)], table.loc[(case, PAIRED["samples"], True)]
+        copies = (bottleneck.SEVERAL if "joint" in case else bottleneck.Settings()).samples
+        ten, pairs = table.loc[(case, 10, False)], table.loc[(case, copies, True)]
         sentences.append(
-            f"{case}: correlation with the limit, mean and worst, {pairs['correlation_mean']:.4f}, "
-            f"{pairs['correlation_worst']:.3f}; of ten independent copies "
+            f"{case}: {copies} copies in pairs {pairs['correlation_mean']:.4f}, "
+            f"{pairs['correlation_worst']:.3f}, ten independent ones "
             f"{ten['correlation_mean']:.4f}, {ten['correlation_worst']:.3f}"
         )
-    return "antithetic copies against published ones; " + "; ".join(sentences)
+    return "how many noisy copies a map needs: correlation with 200, mean and worst; " + "; ".join(
+        sentences
+    )
 
 
 def machine() -> str:

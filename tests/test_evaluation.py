@@ -26,6 +26,7 @@ from scipy.stats import wilcoxon
 
 import riba
 from riba.compare import evaluation, metrics
+from riba.compare.evaluation import command as command_line
 from riba.compare.evaluation import evaluate, workers
 from riba.storage import DATA
 from riba.testbed import datasets
@@ -1193,3 +1194,35 @@ def test_an_odd_number_of_scenes_is_measured_whole(home, tmp_path, capsys):
     command(tmp_path, "--scenes", "5", "--methods", "oracle", "--metrics", "rank_accuracy")
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[-1] for line in lines] == ["5", "5"]
+
+
+def test_faithfulness_is_measured_on_fewer_scenes_and_not_on_smoothed_maps(home, tmp_path):
+    tables = tmp_path / "tables"
+    words = ["--methods", "edges", "--metrics", "rank_accuracy", "deletion", "--faithful", "1"]
+    command(tmp_path, *words, "--blur", "4", "--tables", str(tables), main=tool.main)
+    located = pd.read_csv(tables / "evaluation.csv")
+    assert set(located["method"]) == {"edges", "edges, smoothed 4 px"}
+    assert set(located["n"]) == {2}
+    asked = pd.read_csv(tables / "faithfulness.csv")
+    assert list(asked["method"]) == ["edges"]
+    assert list(asked["n"]) == [1]
+
+
+def test_methods_may_have_metrics_of_their_own(wb, samples):
+    wanted = {"edges": ["rank_accuracy"], "random": ["mass_accuracy", "deletion"]}
+    table = riba.evaluate(wb, list(wanted), samples[:2], wanted)
+    measured = table.groupby("method")["metric"].unique().map(set).to_dict()
+    assert measured == {name: set(metrics) for name, metrics in wanted.items()}
+
+
+def test_methods_that_cannot_run_are_named(wb, samples):
+    bare = dataclasses.replace(wb, depths=wb.depths[:2], betas={})
+    with pytest.MonkeyPatch.context() as patch:
+        few = {
+            name: riba.METHODS[name] for name in ("iba", "iba-depth-4", "iba-calibrated", "edges")
+        }
+        patch.setattr(command_line, "METHODS", few)
+        names, refusals = command_line.applicable(bare, samples[0])
+    assert names == ["iba", "edges"]
+    assert "2 depths" in refusals["method iba-depth-4"]
+    assert "not calibrated" in refusals["method iba-calibrated"]

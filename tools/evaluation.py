@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riba.compare.evaluation import compare, results_table, summarise
+from riba.compare.evaluation import CONTRAST, HEADLINE, compare, results_table, summarise
 from riba.compare.evaluation.blocks import KEYS
 from riba.compare.evaluation.command import parser, run, workbench
 from riba.method.network import fingerprint
@@ -56,7 +56,7 @@ def write_tables(
     style = {"index": False, "float_format": "%.6g"}
     summary[masked].to_csv(folder / f"{prefix}evaluation.csv", **style)
     summary[~masked].drop(columns="mask").to_csv(folder / f"{prefix}faithfulness.csv", **style)
-    located = table[table["mask"] != "none"]
+    located = table[table["metric"].isin([*HEADLINE, CONTRAST])]
     references = [method for method in REFERENCES if method in set(table["method"])]
     if references:
         comparisons = pd.concat([compare(located, method) for method in references])

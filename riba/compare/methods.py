@@ -85,11 +85,14 @@ class Query:
         """What :func:`information` returns for these images and targets."""
         return information(self.wb, layers, self.images, self.targets, self.seed, **settings)
 
-    def explicit(self, layers: str | tuple[str, ...], **settings: object) -> Explicit:
-        """The explicit form that the bottleneck at ``layers`` uses."""
-        return _form(
+    def propagation(
+        self, layers: str | tuple[str, ...], **settings: object
+    ) -> tuple[Explicit, Information | Depths]:
+        """The explicit form that the bottleneck at ``layers`` uses, and its information."""
+        net = _form(
             self.wb, layers, self.images, _bottleneck(self.wb, layers, self.seed, **settings)
         )
+        return net, self.information(layers, net=net, **settings)
 
 
 @dataclass(frozen=True)
@@ -511,17 +514,19 @@ def information(
     images: Tensor,
     targets: Tensor,
     seed: int = 0,
+    net: Explicit | None = None,
     **settings: object,
 ) -> Information | Depths:
     """Result of a bottleneck at a layer, or of several optimised together.
 
     Settings are fields of :class:`riba.method.bottleneck.Settings`. The last result of each layer
-    or tuple of layers and settings is kept.
+    or tuple of layers and settings is kept. ``net`` is the bottleneck's explicit form, where it is
+    at hand.
     """
     found = _bottleneck(wb, layers, seed, **settings)
 
     def compute(images: Tensor, targets: Tensor) -> Information | Depths:
-        return found.optimise(_form(wb, layers, images, found), images, targets)
+        return found.optimise(net or _form(wb, layers, images, found), images, targets)
 
     return _last(wb, ("information", layers, seed, *settings.items()), compute, images, targets)
 
@@ -668,7 +673,7 @@ def relevance_iba(
     z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
     """
     layer = layer or q.wb.layer
-    net, nats = q.explicit(layer, **settings), q.information(layer, **settings)
+    net, nats = q.propagation(layer, **settings)
     pixels, ledger = relevance.relevance_iba(
         net, q.images, q.targets, nats, source=source, composite=composite
     )
@@ -687,7 +692,7 @@ def relevance_iba_joint(
     Ours: the publication's propagation, of nats that all depths of ``wb.depths`` agree on; see
     :class:`riba.InformationBottleneck`.
     """
-    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    net, depths = q.propagation(q.wb.depths, **settings)
     pixels, ledger = relevance.relevance_iba(
         net, q.images, q.targets, depths.shallowest, source=source, composite=composite
     )
@@ -705,7 +710,7 @@ def relevance_iba_cascade(
 
     Ours; see :func:`riba.relevance.cascade`.
     """
-    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    net, depths = q.propagation(q.wb.depths, **settings)
     pixels = relevance.cascade(net, q.images, depths, composite, smoothing)
     start = relevance.start(depths.shallowest)
     return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
@@ -723,7 +728,7 @@ def relevance_iba_detail(
     Ours; see :func:`riba.relevance.detailed`. Without its detail it is
     ``capacity-product-squared``.
     """
-    net, depths = q.explicit(q.wb.depths, **settings), q.information(q.wb.depths, **settings)
+    net, depths = q.propagation(q.wb.depths, **settings)
     return relevance.detailed(net, q.images, q.targets, depths, composite, width)
 
 
