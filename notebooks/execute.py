@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 LIVE = "application/vnd.jupyter.widget-view+json"
-LARGEST, ALTOGETHER = 1_000_000, 6_000_000
+LARGEST, ALTOGETHER = 2_000_000, 12_000_000
 """Bytes that one notebook, and all of them, may have."""
 
 

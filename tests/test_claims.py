@@ -60,6 +60,21 @@ def test_with_the_calibrated_beta_aim_is_better_and_contrast_worse():
             assert sign * (values[f"{name}-calibrated"] - values[name]) > 0.005
 
 
+def test_gradients_lose_by_their_grain_and_reach_the_area_of_several_depths(compared):
+    summary = pd.read_csv(storage.DATA / "evaluation.csv").set_index(["metric", "mask", "method"])
+    area = summary["mean"]["allocation_area", "banded"]
+    for name, plain, blurred in (("integrated-gradients", 0.62, 0.93), ("deeplift", 0.51, 0.88)):
+        assert area[name] == pytest.approx(plain, abs=0.006)
+        assert area[f"{name}, smoothed 8 px"] == pytest.approx(blurred, abs=0.006)
+        assert area[f"{name}, smoothed 8 px"] > max(area["iba"], area["relevance-iba"])
+    for against in (BEST, "relevance-iba-detail"):
+        rows = compared.loc[against].xs("banded", level="mask")["p_holm"]
+        assert rows["allocation_area", "integrated-gradients, smoothed 8 px"] > 0.05
+    mass = summary["mean"]["mass_accuracy", "banded"]
+    assert mass["integrated-gradients, smoothed 8 px"] == pytest.approx(0.46, abs=0.006)
+    assert mass[BEST] > 0.9
+
+
 @pytest.mark.parametrize("metric", ["insertion", "degradation"])
 def test_the_cascade_is_as_faithful_as_iba(values, metric):
     rows = values[(values["metric"] == metric) & values["method"].isin(["iba", BEST])]
