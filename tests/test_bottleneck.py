@@ -558,8 +558,8 @@ def test_layers_and_statistics_must_be_of_one_kind(trained):
 def test_noise_of_another_shape(trained):
     model, layer, stats, images, targets = trained
     iba = InformationBottleneck(model, layer, stats)
-    with pytest.raises(ValueError, match="10×10×12×12×12, got 9×10×12×12×12"):
-        iba(images[:1], targets[:1], torch.zeros(9, 10, 12, 12, 12))
+    with pytest.raises(ValueError, match="10×6×12×12×12, got 9×6×12×12×12"):
+        iba(images[:1], targets[:1], torch.zeros(9, 6, 12, 12, 12))
 
 
 def test_images_and_targets_are_checked(trained):
