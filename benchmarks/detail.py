@@ -83,7 +83,8 @@ def candidates(b: Batch, few: bool) -> Iterator[tuple[str, Tensor]]:
         yield f"IBA, {layer}", found.bits(b.size)
         for name in of_nats:
             yield f"nats, {name}, from {layer}", b.down(layer, found.nats, name)
-        logit = relevance.lrp(b.wb.model, b.images, b.targets, "gamma", layer=layer)
+        net = b.wb.explicit((layer,), b.images)
+        logit = relevance.lrp(net, b.images, b.targets, "gamma", layer=layer)
         gates = {"lambda": found.lambda_, "nats": found.nats}
         for gate in ("nats",) if few else gates:
             weight = gates[gate]

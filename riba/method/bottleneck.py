@@ -238,9 +238,9 @@ class Settings:
 
 
 SEVERAL = Settings(beta=2.0, samples=4)
-"""Defaults for several layers: each has its own penalty, and the layers average the noise. Four
-copies in pairs are closer to the limit than the four independent ones that had been the default;
-eight would be as close as ten independent ones (``benchmarks/fidelity.csv``)."""
+"""Defaults for several layers: each has its own penalty, and the layers average the noise. Eight
+copies in pairs would be as close to the limit as ten independent ones, at twice the cost of these
+four (``benchmarks/fidelity.csv``)."""
 
 
 @dataclass(frozen=True)
