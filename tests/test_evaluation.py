@@ -1226,3 +1226,18 @@ def test_methods_that_cannot_run_are_named(wb, samples):
     assert names == ["iba", "edges"]
     assert "2 depths" in refusals["method iba-depth-4"]
     assert "not calibrated" in refusals["method iba-calibrated"]
+
+
+def test_a_smoothed_map_is_not_computed_again(wb, samples):
+    calls = []
+
+    def counted(query):
+        calls.append(len(query.images))
+        return riba.METHODS["edges"].function(query)
+
+    sharp = riba.Method(counted)
+    methods = {"m": sharp, "m, smoothed 4 px": sharp.using(blur=4.0)}
+    table = riba.evaluate(wb, methods, samples[:2], ["mass_accuracy"]).set_index("method")
+    assert calls == [2]
+    alone = riba.evaluate(wb, {"m": sharp.using(blur=4.0)}, samples[:2], ["mass_accuracy"])
+    assert table.loc["m, smoothed 4 px", "value"].tolist() == alone["value"].tolist()

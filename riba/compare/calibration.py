@@ -14,7 +14,6 @@ import pandas as pd
 from riba import progress
 from riba.compare.methods import AT_ONCE, information
 from riba.testbed import datasets
-from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -25,7 +24,7 @@ KEPT = 0.9
 def shares_kept(
     wb: Workbench,
     layers: str | tuple[str, ...],
-    samples: Sequence[Sample],
+    samples: Sequence[datasets.Sample],
     grid: Sequence[float] = GRID,
 ) -> pd.DataFrame:
     """What is kept of the class probability: a row per sample × β.
@@ -51,8 +50,8 @@ def shares_kept(
             found = information(wb, layers, images, targets, beta=beta)
             one = found if isinstance(layers, str) else found.shallowest
             kept = (one.probability / one.open_probability).tolist()
-            tables.append(pd.DataFrame({"sample": [s.name for s in part], "kept": kept}))
-            tables[-1].insert(0, "beta", beta)
+            columns = {"beta": beta, "sample": [sample.name for sample in part], "kept": kept}
+            tables.append(pd.DataFrame(columns))
     names = layers if isinstance(layers, str) else " ".join(layers)
     return pd.concat(tables, ignore_index=True).assign(layers=names)
 

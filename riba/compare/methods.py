@@ -138,6 +138,16 @@ class Method:
         return replace(self, settings=self.settings | settings)
 
     @property
+    def blur(self) -> float:
+        """Width in pixels of the Gaussian over its map; 0: none."""
+        return self.settings.get("blur", 0.0)
+
+    @property
+    def plain(self) -> Method:
+        """The same method without blur."""
+        return replace(self, settings={k: v for k, v in self.settings.items() if k != "blur"})
+
+    @property
     def description(self) -> str:
         """What the method is, and its publication."""
         return self.function.__doc__
@@ -171,8 +181,8 @@ class Method:
         ValueError
             Images, targets or settings do not fit the network or the method.
         """
-        settings = dict(self.using(**settings).settings)
-        blur = settings.pop("blur", 0.0)
+        method = self.using(**settings)
+        blur, settings = method.blur, method.plain.settings
         if not 0 <= blur < math.inf:
             raise ValueError(f"blur must be 0 pixels or more, got {blur}")
         device, images = getattr(images, "device", None), wb.batch(images)

@@ -13,7 +13,7 @@ from torch import Tensor
 from riba.compare import metrics
 from riba.compare.methods import Method
 from riba.compare.results import write_part
-from riba.method.bottleneck import in_chunks
+from riba.method.bottleneck import in_chunks, smooth
 from riba.testbed.datasets import Sample
 from riba.workbench import Workbench
 
@@ -67,15 +67,18 @@ class Block:
     def results(self, wb: Workbench, methods: Mapping[str, Method]) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
         block, samples = self.to(wb.device), pd.DataFrame(self.rows)
-        targets, size = block.targets(wb), len(samples)
+        targets, size, plain = block.targets(wb), len(samples), None
         for name, names in self.jobs:
             method = methods[name]
+            if method.plain != plain:  # a smoothed map is made of the one before it
+                plain = method.plain
 
-            def maps_of(part: slice, method: Method = method) -> tuple[Tensor]:
-                given = {"masks": block.masks[part], "seed": self.seed}
-                return (method(wb, block.images[part], targets[part], **given),)
+                def maps_of(part: slice, method: Method = plain) -> tuple[Tensor]:
+                    given = {"masks": block.masks[part], "seed": self.seed}
+                    return (method(wb, block.images[part], targets[part], **given),)
 
-            (maps,), size = in_chunks(maps_of, len(samples), size)
+                (computed,), size = in_chunks(maps_of, len(samples), size)
+            maps = smooth(computed, method.blur)
             key = {"method": name, "seed": self.seed, "version": self.versions[name]}
             frames = [
                 samples.assign(**key, metric=metric, mask=mask, value=values.tolist())

@@ -99,9 +99,8 @@ def smoothed(names: Sequence[str], widths: Sequence[float]) -> dict[str, Method]
     """Methods by name, each followed by itself smoothed by so many pixels: a control."""
     by_name = {}
     for name in names:
-        by_name[name] = find_method(name)
-        for width in widths:
-            by_name[f"{name}, smoothed {width:g} px"] = METHODS[name].using(blur=width)
+        by_name[name] = method = find_method(name)
+        by_name |= {f"{name}, smoothed {w:g} px": method.using(blur=w) for w in widths}
     return by_name
 
 
@@ -134,13 +133,7 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
         default=[metric for metric in METRICS if metric != "sensitivity_n"],
         help="names out of riba.evaluation.METRICS; by default all but sensitivity_n",
     )
-    add(
-        "--blur",
-        nargs="+",
-        type=float,
-        default=[],
-        help="pixels: maps smoothed, too, against masks",
-    )
+    add("--blur", nargs="+", type=float, default=[], help="smoothed maps, too: widths in pixels")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0, help="processes; 0 is this one alone")
     add("--out", type=storage.place, help="folder of results; one of the network in data/cache")
