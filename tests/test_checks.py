@@ -4,6 +4,7 @@ The right answers are written here with loops and NumPy, apart from how the chec
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def allocation_area(values, mask):
 def two_object_contrast(values, own, other):
     a, b = (np.maximum(values.numpy(), 0)[mask.numpy()].mean() for mask in (own, other))
     return a / (a + b)
+
+
+def middle(picture):
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    return picture[(height - side) // 2 :, (width - side) // 2 :][:side, :side]
 
 
 # checker: the right answer, and wrong ones of the right shape
@@ -197,10 +204,7 @@ TABLE = {
         lambda nats, features: nats[features > 0].sum(),
     ),
     "middle": (
-        lambda picture: picture[
-            (picture.shape[0] - min(picture.shape[:2])) // 2 :,
-            (picture.shape[1] - min(picture.shape[:2])) // 2 :,
-        ][: min(picture.shape[:2]), : min(picture.shape[:2])],
+        middle,
         lambda picture: picture[: min(picture.shape[:2]), : min(picture.shape[:2])],
         lambda picture: picture[-min(picture.shape[:2]) :, -min(picture.shape[:2]) :],
     ),
@@ -231,6 +235,186 @@ WRONG = [(name, wrong) for name, answers in TABLE.items() for wrong in answers[1
 CHECKERS = sorted(TABLE)
 
 
+def ranks(values):
+    return values.flatten().argsort().argsort()
+
+
+def pointing(values, cell, of_an_empty_map, is_empty=lambda values: not (values > 0).any()):
+    positive = values.clamp(min=0)
+    return of_an_empty_map if is_empty(values) else positive[cell].sum() / positive.sum()
+
+
+def of_positive_pixels(values, own, other):
+    a, b = (values[mask & (values > 0)].mean() for mask in (own, other))
+    return a / (a + b)
+
+
+def over_channels(nats, weight):
+    return nats.sum(1, keepdim=True) * weight / weight.sum(1, keepdim=True)
+
+
+def with_corners(bits, size):
+    large = F.interpolate(bits[None, None], (size, size), mode="bilinear", align_corners=True)[0, 0]
+    return large * bits.sum() / large.sum()
+
+
+# checker, wrong answer, and the case whose name the hint has to say
+MISTAKES = {
+    "bits of exp of the total": (
+        "total_bits",
+        lambda nats: nats.sum().exp().log2(),
+        "many nats",
+    ),
+    "mass clipped to 0-1": (
+        "mass_accuracy",
+        lambda values, mask: mass_accuracy(values.clamp(0, 1), mask),
+        "values above 1",
+    ),
+    "chance of a square": (
+        "chance",
+        lambda mask: mask.sum() / len(mask) ** 2,
+        "a mask that is not square",
+    ),
+    "capacity of r+": (
+        "capacity",
+        lambda r, *noise: capacity(r.clamp(min=0), *noise),
+        "negative features",
+    ),
+    "enlarged by the factor only": (
+        "enlarge",
+        lambda bits, size: (
+            F.interpolate(bits[None, None], (size, size), mode="bilinear")[0, 0]
+            * (bits.numel() / size**2)
+        ),
+        "a map that is not square",
+    ),
+    "enlarged with aligned corners": ("enlarge", with_corners, "a square map"),
+    "pixels below zero left out": (
+        "input_capacity",
+        lambda x, lambda_, m: input_capacity(x.clamp(min=0), lambda_, m),
+        "negative pixels",
+    ),
+    "best as if square": (
+        "best_at_stride",
+        lambda mask, stride: best_at_stride(mask[:, : len(mask)], stride),
+        "a mask that is not square",
+    ),
+    "area by size": (
+        "allocation_area",
+        lambda values, mask: allocation_area(values.abs(), mask),
+        "mostly negative values",
+    ),
+    "area of the positive part": (
+        "allocation_area",
+        lambda values, mask: allocation_area(values.clamp(min=0), mask),
+        "mostly negative values",
+    ),
+    "contrast of positive pixels": ("two_object_contrast", of_positive_pixels, "signed values"),
+    "contrast clipped to 0-1": (
+        "two_object_contrast",
+        lambda values, own, other: two_object_contrast(values.clamp(0, 1), own, other),
+        "values above 1",
+    ),
+    "a quarter for an empty map": (
+        "grid_pointing",
+        lambda values, cell: pointing(values, cell, 0.25),
+        "an empty map",
+    ),
+    "an empty map is nan": (
+        "grid_pointing",
+        lambda values, cell: pointing(values, cell, torch.nan),
+        "an empty map",
+    ),
+    "empty only where all is zero": (
+        "grid_pointing",
+        lambda values, cell: pointing(
+            values, cell, cell.double().mean(), lambda values: not values.any()
+        ),
+        "a map of negative values",
+    ),
+    "ranks of sizes": (
+        "rank_correlation",
+        lambda one, other: np.corrcoef(ranks(one.abs()), ranks(other.abs()))[0, 1],
+        "negative values",
+    ),
+    "ranks of the positive part": (
+        "rank_correlation",
+        lambda one, other: np.corrcoef(ranks(one.clamp(min=0)), ranks(other.clamp(min=0)))[0, 1],
+        "negative values",
+    ),
+    "positive weights": (
+        "z_plus",
+        lambda x, w, above: (
+            w.clamp(min=0) * x * (above / (w.clamp(min=0) * x).sum(1))[:, None]
+        ).sum(0),
+        "negative inputs",
+    ),
+    "positive weights of positive inputs": (
+        "z_plus",
+        lambda x, w, above: z_plus(x.clamp(min=0), w.clamp(min=0), above),
+        "negative inputs",
+    ),
+    "epsilon of positive inputs": (
+        "epsilon",
+        lambda x, *rest: epsilon(x.clamp(min=0), *rest),
+        "negative inputs and ε = 0.1",
+    ),
+    "active where not zero": (
+        "active_share",
+        lambda nats, features: nats[features != 0].sum() / nats.sum(),
+        "negative features",
+    ),
+    "active by sign": (
+        "active_share",
+        lambda nats, features: (nats * features.sign()).sum() / nats.sum(),
+        "negative features",
+    ),
+    "spread by r": ("spread", over_channels, "negative features"),
+    "spread by the size of r": (
+        "spread",
+        lambda nats, features: over_channels(nats, features.abs()),
+        "negative features",
+    ),
+    "middle, one pixel off": (
+        "middle",
+        lambda picture: middle(picture.roll(1, 1)),
+        "a wide picture",
+    ),
+    "log of a sum that overflows": (
+        "set_logit",
+        lambda logits, members: logits[:, members].exp().sum(1).log(),
+        "large logits",
+    ),
+    "shifted by the largest of all": (
+        "set_logit",
+        lambda logits, members: (
+            (logits[:, members] - logits.amax(1, keepdim=True)).exp().sum(1).log() + logits.amax(1)
+        ),
+        "a class far above the set",
+    ),
+    "numbers of 16 bits": (
+        "class_numbers",
+        lambda rgb: rgb[..., 0].short() + 256 * rgb[..., 1].short(),
+        "random bytes",
+    ),
+    "numbers from 1": (
+        "class_numbers",
+        lambda rgb: rgb[..., 0].long() + 256 * rgb[..., 1].long() - 1,
+        "random bytes",
+    ),
+}
+FORMS = {
+    "an array of float32": lambda right: right.numpy().astype(np.float32),
+    "an array of float64": lambda right: right.numpy(),
+    "an array stored backwards": lambda right: np.flip(np.flip(right.numpy()).copy()),
+    "lists": lambda right: right.tolist(),
+    "lists of tensors": lambda right: list(right) if right.ndim else right,
+    "a tensor of float32": lambda right: right.float(),
+    "a tensor of float64": lambda right: right,
+    "a tensor with a gradient": lambda right: right.requires_grad_(),
+}
+
+
 def test_every_checker_is_in_the_table():
     public = {
         name
@@ -252,7 +436,19 @@ def test_a_right_answer_is_accepted_with_praise(checker, answer):
 def test_a_wrong_answer_is_rejected_with_how_far_it_is_off(checker, answer):
     verdict = getattr(checks, checker)(answer)
     assert not verdict
-    assert repr(verdict).startswith("✗ right shape, but off by up to ")
+    assert re.match(r"✗ wrong for .+: (off by up to \d|the result is not a number)", repr(verdict))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_likely_mistake_is_rejected_in_the_case_that_shows_it(mistake):
+    checker, answer, case = MISTAKES[mistake]
+    verdict = getattr(checks, checker)(answer)
+    assert not verdict
+    assert verdict.message.startswith(f"wrong for {case}: ")
+
+
+def test_every_checker_has_a_mistake():
+    assert {checker for checker, _, _ in MISTAKES.values()} == set(TABLE)
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
@@ -281,18 +477,29 @@ def test_an_answer_that_takes_other_arguments_is_rejected(checker):
     assert "your function raised TypeError" in verdict.message
 
 
+@pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_right_numbers_in_a_wrong_shape_are_rejected(checker, answer):
-    verdict = getattr(checks, checker)(lambda *given: torch.as_tensor(answer(*given))[None])
+def test_right_numbers_in_a_wrong_shape_are_rejected(checker, answer, place):
+    verdict = getattr(checks, checker)(
+        lambda *given: torch.as_tensor(answer(*given)).unsqueeze(place)
+    )
     assert not verdict
-    assert "the result has shape (1," in verdict.message
-    assert "expected (" in verdict.message
+    assert re.search(r"the result has shape \(.*1.*\), expected \(", verdict.message)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("checker", "answer"), RIGHT)
-def test_numpy_arrays_in_single_precision_are_as_good(checker, answer):
-    verdict = getattr(checks, checker)(lambda *given: np.asarray(answer(*given), np.float32))
+def test_right_numbers_are_accepted_in_any_form(checker, answer, form):
+    verdict = getattr(checks, checker)(
+        lambda *given: FORMS[form](torch.as_tensor(answer(*given)).double())
+    )
     assert verdict, verdict
+
+
+@pytest.mark.parametrize("thing", ["0.5", {}, [None], [[1], [1, 2]], lambda: 0])
+def test_what_is_no_number_is_rejected(thing):
+    verdict = checks.chance(lambda mask: thing)
+    assert verdict.message.endswith(f"the result is a {type(thing).__name__}, not numbers")
 
 
 def test_a_verdict_is_the_same_every_time():
