@@ -52,8 +52,8 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     asked = [m for m in arguments.metrics if m in FAITHFULNESS]
     few, evaluations = arguments.faithful, []
     for group, most in (
-        ([name for name in names or () if name not in SLOW], None),
-        ([name for name in names or () if name in SLOW], arguments.slow),
+        ([name for name in names or () if name not in arguments.slow_methods], None),
+        ([name for name in names or () if name in arguments.slow_methods], arguments.slow),
     ):
         methods = smoothed(group, arguments.blur)
         for part, more in ((scenes[:most][:few], asked), (scenes[:most][few:], [])):
@@ -125,7 +125,8 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     add("--pairs", type=int, default=200, help="scenes with two objects, of each kind")
     add("--top", type=int, default=2, help="both classes of a pair are among so many")
     add("--faithful", type=int, default=100, help="of these for insertion, deletion, degradation")
-    add("--slow", type=int, default=50, help="of each for InputIBA")
+    add("--slow", type=int, default=50, help="of each for the slow methods")
+    add("--slow-methods", nargs="+", default=SLOW, help="InputIBA by default")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
     add(
         "--metrics",
