@@ -7,10 +7,15 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab photos figures test browser model readout evaluation photos-evaluation lint clean
+.PHONY: lab html photos figures test browser model readout evaluation photos-evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+html: $(READY)  ## the series to read without installing: site/_build/html/index.html
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS),site]"
+	rm -rf site/_build
+	$(BIN)/python -m sphinx -q -n -W --keep-going -c site -d site/_build/doctrees . site/_build/html
 
 photos: $(READY)  ## photographs with masks, out of Debian's packages (320 MB, once): data/README.md
 	$(BIN)/python -m tools.photos
@@ -32,20 +37,24 @@ model: $(READY)  ## retrain the bundled network from nothing; resumes where it w
 readout: $(READY)  ## retrain the readout bottleneck (a quarter of an hour)
 	$(BIN)/python -m tools.training readout
 
-evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and README's table; resumes
-	$(BIN)/python -m tools.evaluation --pairs 100 --slow 30 --blur 4 8 \
-		--workers $(WORKERS) --tables data --page README.md
+evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and what quotes them; resumes
+	$(BIN)/python -m tools.evaluation --pairs 100 --slow 30 --slow-pairs 30 \
+		--blur 4 8 --workers $(WORKERS) --tables data
+	$(BIN)/python -m tools.pages
 
 photos-evaluation: $(READY)  ## the same on photomontages: data/photos_*; resumes; needs `make photos`
 	$(BIN)/python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5 \
-		--pairs 100 --blur 4 8 --workers $(WORKERS) --tables data
+		--scenes 104 --faithful 16 --pairs 0 --slow 16 --blur 4 8 \
+		--slow-methods input-iba input-iba-nats integrated-gradients smoothgrad occlusion \
+		--workers $(WORKERS) --tables data
+	$(BIN)/python -m tools.pages
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:  ## the environment and the caches; nothing that is committed
-	rm -rf .venv data/cache
+	rm -rf .venv data/cache site/_build
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" \
