@@ -419,6 +419,10 @@ def page(table: pd.DataFrame) -> str:
         "| `detail.py` | does the detail of a map belong to its image? Ways of propagating beside "
         "the same information without LRP, smoothed maps, and another image's detail | "
         "[detail.csv](detail.csv) |",
+        "| `trust.py` | the tests of notebook 07 on a hundred scenes, beside the control without "
+        "LRP | [trust.csv](trust.csv) |",
+        "| `seams.py` | whether a ranking on montages hangs on the seam of what was pasted | "
+        "[seams.csv](seams.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",
         "",

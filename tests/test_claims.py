@@ -134,3 +134,62 @@ def test_white_noise_does_as_well_on_photographs_and_not_on_scenes(detail):
             for n in (f"logit × nats, z+, from {LOW[network]}", "random")
         )
         assert (noise[0] > own[0] - 0.01 and noise[1] < own[1] + 0.01) == as_well
+
+
+# --- other networks ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks():
+    table = pd.read_csv(storage.DATA.parent / "benchmarks" / "networks.csv")
+    table = table[table["mask"] == "banded"]
+    return table.pivot_table("mean", ["network", "metric"], "method")
+
+
+def test_on_every_network_several_depths_have_the_mass_and_so_has_their_control(networks):
+    mass = networks.xs("mass_accuracy", level="metric")
+    assert (mass[BEST] > mass[["iba", "relevance-iba"]].max(axis=1) + 0.1).all()
+    assert (mass["capacity-product-squared"] > mass[BEST] - 0.02).all()
+
+
+def test_the_published_form_wins_on_one_network_and_loses_on_another(networks):
+    area = networks.xs("allocation_area", level="metric")
+    lead = area["relevance-iba"] - area["iba"]
+    assert lead.max() > 0.005
+    assert lead.min() < -0.005
+
+
+def test_joint_bottlenecks_alone_beat_one_on_every_seed_and_lose_on_the_resnet(networks):
+    area = networks.xs("allocation_area", level="metric")
+    lead = area["iba-joint"] - area["iba"]
+    assert lead.pop("small ResNet") < -0.05
+    assert (lead > 0.05).all()
+
+
+# --- what notebook 06 says of the committed tables -----------------------------------------------
+
+PROPAGATED = ("relevance-iba", "lrp-epsilon-plus", "guided-grad-cam", "integrated-gradients")
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    table = pd.read_csv(storage.DATA / "photos_evaluation.csv")
+    return table.set_index(["metric", "mask", "method"])["mean"]
+
+
+def test_on_photographs_smoothing_helps_whatever_was_propagated(photographs):
+    area = photographs["allocation_area", "banded"]
+    for method in PROPAGATED:
+        assert area[f"{method}, smoothed 8 px"] > area[method] + 0.1
+
+
+def test_lrp_adds_little_on_scenes_and_less_than_nothing_on_photographs(compared, photographs):
+    key = ("relevance-iba-detail", "allocation_area", "banded", "capacity-product-squared")
+    assert -0.01 < compared.loc[key]["difference"] < 0
+    area = photographs["allocation_area", "banded"]
+    assert area["relevance-iba-detail"] < area["capacity-product-squared"]
+
+
+def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_scenes(values):
+    rows = values[values["metric"] == "insertion"].groupby("method", observed=True)["value"].mean()
+    assert min(rows["deeplift"], rows["guided-backprop"]) > rows["iba"]

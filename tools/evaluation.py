@@ -1,10 +1,10 @@
-"""The evaluation that is committed: ``python -m tools.evaluation --tables data --page README.md``.
+"""The evaluation that is committed: ``python -m tools.evaluation --tables data``.
 
-On photomontages: ``python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5
---pairs 100 --blur 4 8 --tables data`` (``data/photos_*``).
+On photomontages: ``--network efficientnet-lite0 --data photos`` (``data/photos_*``); the settings
+of what is committed are those of ``make photos-evaluation``.
 
-Takes the arguments of ``python -m riba.evaluation``, and writes the tables in ``data/`` and the one
-in the README.
+Takes the arguments of ``python -m riba.evaluation``, and writes the tables in ``data/``; what is
+quoted of them is written by ``python -m tools.pages``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from riba.compare.evaluation import CONTRAST, HEADLINE, compare, results_table, summarise
+from riba.compare.evaluation import CONTRAST, HEADLINE, compare, summarise
 from riba.compare.evaluation.blocks import KEYS
 from riba.compare.evaluation.command import parser, run, workbench
 from riba.method.network import fingerprint
 from riba.storage import versions
 from riba.testbed import datasets
 
-MARKS = ("<!-- results -->", "<!-- end of results -->")
-"""Lines of a Markdown page between which the results table is put."""
 REFERENCES = ("relevance-iba", "relevance-iba-cascade", "relevance-iba-detail")
 """Methods that all others are compared with in pairs: the publication's form, and ours."""
 
@@ -65,37 +63,12 @@ def write_tables(
     (folder / f"{prefix}evaluation.json").write_text(text, encoding="utf-8")
 
 
-def check_page(page: Path) -> None:
-    """Refuse a page without a place for the table.
-
-    Raises
-    ------
-    ValueError
-        The file does not exist, or does not hold each of the two marks once.
-    """
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise ValueError(f"{page} has no place for the table: put the lines {MARKS} into it")
-
-
-def fill_in(page: Path, table: str) -> None:
-    """Put a table between the two marks of a Markdown page."""
-    check_page(page)
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    page.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line: ``python -m tools.evaluation --help``."""
     command = parser("python -m tools.evaluation")
     command.add_argument("--tables", type=Path, help="folder for the summary tables")
-    command.add_argument("--page", type=Path, help="Markdown page to put the results table into")
     arguments = command.parse_args(argv)
     try:
-        if arguments.page:
-            check_page(arguments.page)
         wb = workbench(arguments)
         table, counts = run(wb, arguments)
     except (ValueError, OSError, RuntimeError) as error:
@@ -116,8 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         prefix = f"{arguments.data}_" if arguments.data else ""
         write_tables(table, summary, settings, arguments.tables, prefix)
-    if arguments.page:
-        fill_in(arguments.page, results_table(summary))
     print(summary.to_string(index=False))
 
 

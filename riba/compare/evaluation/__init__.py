@@ -6,5 +6,5 @@
 from riba.compare.evaluation.blocks import CONTRAST, CURVE, FRACTIONS, METRICS  # noqa: F401
 from riba.compare.evaluation.command import main  # noqa: F401
 from riba.compare.evaluation.samples import select, select_pairs  # noqa: F401
-from riba.compare.evaluation.statistics import by_size, compare, holm, results_table, summarise  # noqa: F401
+from riba.compare.evaluation.statistics import compare, holm, summarise  # noqa: F401
 from riba.compare.evaluation.table import HEADLINE, evaluate  # noqa: F401

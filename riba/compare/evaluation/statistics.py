@@ -1,4 +1,4 @@
-"""Statistics of the table: means with intervals, paired comparisons, terciles of object size."""
+"""Statistics of the table: means with intervals, paired comparisons."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
-
-from riba.compare.evaluation.blocks import CONTRAST
 
 
 def summarise(table: pd.DataFrame, resamples: int = 10_000) -> pd.DataFrame:
@@ -75,44 +73,6 @@ def holm(p: pd.Series) -> pd.Series:
     return steps.cummax().clip(upper=1).reindex(p.index)
 
 
-def by_size(table: pd.DataFrame) -> pd.Series:
-    """Tercile of each row's object size among the table's samples: small, medium or large."""
-    areas = table.drop_duplicates("digest")["area"]
-    edges = [0, *areas.quantile([1 / 3, 2 / 3]), 1]
-    return pd.cut(table["area"], edges, labels=["small", "medium", "large"])
-
-
-def results_table(summary: pd.DataFrame) -> str:
-    """The headline numbers of :func:`summarise` as a Markdown table, the best method first.
-
-    Methods are ordered by allocation area, border left out; smoothed maps are not among them.
-    """
-    summary = summary[~summary["method"].str.contains(", smoothed ")]
-    columns = {
-        "allocation area": ("allocation_area", "banded"),
-        "strict": ("allocation_area", "strict"),
-        "rank accuracy": ("rank_accuracy", "banded"),
-        "mass accuracy": ("mass_accuracy", "banded"),
-        "mass, strict": ("mass_accuracy", "strict"),
-        "two-object contrast": (CONTRAST, "banded"),
-    }
-    entries = {tuple(row[:3]): row for row in summary.itertuples(index=False)}
-    order = sorted(
-        summary["method"].unique(),
-        key=lambda method: -getattr(entries.get((method, "allocation_area", "banded")), "mean", 0),
-    )
-    lines = [f"| method | {' | '.join(columns)} | scenes |", f"|---|{'---|' * len(columns)}---|"]
-    for method in order:
-        row = [entries.get((method, *column)) for column in columns.values()]
-        cells = [
-            "–" if entry is None else f"{entry.mean:.3f} ± {(entry.high - entry.low) / 2:.3f}"
-            for entry in row
-        ]
-        scenes = max((entry.n for entry in row if entry is not None), default=0)
-        lines.append(f"| `{method}` | {' | '.join(cells)} | {scenes} |")
-    return "\n".join(lines)
-
-
 def _per_scene(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Series]]:
     """Method, metric and mask, with the value of each scene by group and name."""
     if "group" not in table:
@@ -127,12 +87,14 @@ def _interval(values: pd.Series, resamples: int) -> tuple[float, float]:
     """Percentile bootstrap of the mean over groups, 95 %."""
     groups = values.groupby(level=0, sort=False, observed=True)
     weights = _resampled(groups.ngroups, resamples)
-    means = (weights @ groups.sum().to_numpy(float)) / (weights @ groups.count().to_numpy(float))
-    return tuple(np.quantile(means, [0.025, 0.975]))
+    sums, counts = np.einsum("rg,gk->kr", weights, groups.agg(["sum", "count"]).to_numpy(float))
+    return tuple(np.quantile(sums / counts, [0.025, 0.975]))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _resampled(count: int, resamples: int) -> np.ndarray:
-    """How much each of ``count`` groups weighs in the mean of each resample."""
-    draws = np.random.default_rng(0).integers(count, size=(resamples, count))
-    return np.stack([np.bincount(draw, minlength=count) for draw in draws]) / count
+    """How often each of ``count`` groups is in each resample."""
+    generator, times = np.random.default_rng(0), np.empty((resamples, count), np.uint16)
+    for row in times:  # small numbers, one row at a time: two thousand groups take 40 MB
+        row[:] = np.bincount(generator.integers(count, size=count), minlength=count)
+    return times
