@@ -193,3 +193,47 @@ def test_lrp_adds_little_on_scenes_and_less_than_nothing_on_photographs(compared
 def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_scenes(values):
     rows = values[values["metric"] == "insertion"].groupby("method", observed=True)["value"].mean()
     assert min(rows["deeplift"], rows["guided-backprop"]) > rows["iba"]
+
+
+# --- what notebook 07 says of the tests of trust -------------------------------------------------
+
+PRODUCTS = ["cascade", "detail", "no LRP"]
+
+
+@pytest.fixture(scope="module")
+def trusted():
+    table = pd.read_csv(storage.DATA.parent / "benchmarks" / "trust.csv")
+    table = table[table["network"] == "scenenet"]
+    assert table["n"].min() >= 25
+    return table.pivot_table("mean", "test", "method")
+
+
+def test_what_the_cascade_passes_its_control_without_lrp_passes(trusted):
+    good = {"grid pointing": 1, "cheating network: share in the mark": 1, "other class": -1}
+    for test, sign in {**good, "randomised: above the bottleneck": -1}.items():
+        assert sign * (trusted.loc[test, "cascade"] - trusted.loc[test, "no LRP"]) < 0.02
+
+
+def test_the_form_from_the_class_logit_changes_most(trusted):
+    for test in ("other class", "absent class: correlation", "randomised: above the bottleneck"):
+        assert trusted.loc[test].idxmin() == "detail"
+    for test in ("grid pointing", "cheating network: share in the mark"):
+        assert 0 < trusted.loc[test, "detail"] - trusted.loc[test, "no LRP"] < 0.05
+
+
+def test_an_absent_class_does_not_dim_the_maps_of_a_bottleneck(trusted):
+    left = trusted.loc["absent class: total left"]
+    assert left[["IBA", "Relevance-IBA", "joint", "cascade"]].min() > 1
+    assert left[["LRP", "detail", "no LRP"]].max() < 0.2
+    own, absent = (trusted.loc[f"{x} class: area on the object"] for x in ("own", "absent"))
+    assert (absent > 0.85 * own)[["IBA", "Relevance-IBA"]].all()
+    assert (absent < 0.7 * own)[["LRP", "joint", *PRODUCTS]].all()
+
+
+def test_the_products_find_the_mark_and_one_deep_layer_does_not(trusted):
+    mark = trusted.loc["cheating network: share in the mark"]
+    assert mark[PRODUCTS].min() > 0.8
+    assert mark["IBA"] < 0.3
+    assert trusted.loc["honest network: share in the mark"].max() < 0.1
+    assert trusted.loc["grid pointing"].idxmin() == "joint"
+    assert trusted.loc["randomised: above the bottleneck"].idxmax() == "LRP"
