@@ -422,7 +422,7 @@ def page(table: pd.DataFrame) -> str:
         "| `trust.py` | the tests of notebook 07 on a hundred scenes, beside the control without "
         "LRP | [trust.csv](trust.csv) |",
         "| `seams.py` | whether a ranking on montages hangs on the seam of what was pasted | "
-        "[seams.csv](seams.csv) |",
+        "not run yet |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",
         "",

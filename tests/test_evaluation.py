@@ -921,75 +921,6 @@ def test_holm_keeps_the_order_and_ends_at_one():
     assert corrected.max() == 1
 
 
-def test_terciles_are_of_samples_not_of_rows():
-    tables = [tidy({"m": {f"s{i}": 0.5}}, area=i / 10) for i in range(1, 10)]
-    tables += [tidy({f"m{j}": {"s9": 0.5}}, area=0.9) for j in range(20)]  # no new sample
-    table = pd.concat(tables, ignore_index=True)
-    table["digest"] = table["sample"]
-    size = evaluation.by_size(table)
-    expected = [*["small"] * 3, *["medium"] * 3, *["large"] * 23]
-    assert size.astype(str).tolist() == expected
-    assert size.index.equals(table.index)
-    assert list(size.cat.categories) == ["small", "medium", "large"]
-
-
-# --- for readers ---------------------------------------------------------------------------------
-
-HEADLINE = {
-    "allocation area": ("allocation_area", "banded"),
-    "strict": ("allocation_area", "strict"),
-    "rank accuracy": ("rank_accuracy", "banded"),
-    "mass accuracy": ("mass_accuracy", "banded"),
-    "mass, strict": ("mass_accuracy", "strict"),
-    "two-object contrast": ("two_object_contrast", "banded"),
-}
-
-
-def test_the_results_table_has_the_best_first():
-    rows = [
-        (method, metric, mask, mean + place / 100, mean + place / 100 - 0.02, mean + 0.03, n)
-        for method, mean, n in (("iba", 0.4, 50), ("edges", 0.2, 7), ("oracle", 0.6, 50))
-        for place, (metric, mask) in enumerate([*HEADLINE.values(), ("deletion", "none")])
-    ]
-    rows = [(*row[:5], 2 * row[3] - row[4], row[6]) for row in rows]
-    text = evaluation.results_table(pd.DataFrame(rows, columns=SUMMARY))
-    assert text.splitlines() == [
-        f"| method | {' | '.join(HEADLINE)} | scenes |",
-        "|---|---|---|---|---|---|---|---|",
-        "| `oracle` | 0.600 ± 0.020 | 0.610 ± 0.020 | 0.620 ± 0.020 | 0.630 ± 0.020 "
-        "| 0.640 ± 0.020 | 0.650 ± 0.020 | 50 |",
-        "| `iba` | 0.400 ± 0.020 | 0.410 ± 0.020 | 0.420 ± 0.020 | 0.430 ± 0.020 "
-        "| 0.440 ± 0.020 | 0.450 ± 0.020 | 50 |",
-        "| `edges` | 0.200 ± 0.020 | 0.210 ± 0.020 | 0.220 ± 0.020 | 0.230 ± 0.020 "
-        "| 0.240 ± 0.020 | 0.250 ± 0.020 | 7 |",
-    ]
-
-
-def test_what_was_not_measured_is_left_blank():
-    summary = pd.DataFrame(
-        [
-            ("iba", "mass_accuracy", "strict", 0.5, 0.4, 0.6, 9),
-            ("edges", "allocation_area", "banded", 0.2, 0.1, 0.3, 7),
-        ],
-        columns=SUMMARY,
-    )
-    assert evaluation.results_table(summary).splitlines()[2:] == [
-        "| `edges` | 0.200 ± 0.100 | – | – | – | – | – | 7 |",
-        "| `iba` | – | – | – | – | 0.500 ± 0.100 | – | 9 |",
-    ]
-
-
-def test_a_page_is_changed_between_its_marks_only(tmp_path):
-    start, end = tool.MARKS
-    page = tmp_path / "page.md"
-    page.write_text(f"# Ωne\n\n{start}\nold\n\n{end}\nafter | it\n", encoding="utf-8")
-    for table in ("| a |", "| a |\n| b |"):
-        tool.fill_in(page, table)
-        assert page.read_text(encoding="utf-8") == (
-            f"# Ωne\n\n{start}\n{table}\n{end}\nafter | it\n"
-        )
-
-
 def test_tables_are_written(tmp_path):
     generator = np.random.default_rng(5)
     names = [f"scene-{i}" for i in range(8)]
@@ -1033,21 +964,6 @@ def test_without_relevance_iba_nothing_is_compared(tmp_path):
     tool.write_tables(table, evaluation.summarise(table), {}, tmp_path)
     assert not (tmp_path / "comparisons.csv").exists()
     assert (tmp_path / "evaluation.csv").exists()
-
-
-def test_the_committed_tables_are_what_the_page_shows():
-    path, page = DATA / "evaluation.csv", DATA.parent / "README.md"
-    if not path.is_file():
-        pytest.skip("no evaluation committed yet")
-    summary = pd.read_csv(path)
-    assert list(summary.columns) == SUMMARY
-    assert set(summary["mask"]) == {"strict", "banded"}
-    start, end = tool.MARKS
-    text = page.read_text(encoding="utf-8")
-    if start not in text:
-        pytest.skip("README has no place for the results")
-    shown = text.split(start)[1].split(end)[0].strip("\n")
-    assert shown == evaluation.results_table(summary)
 
 
 def test_the_committed_tables_follow_from_the_committed_values():
@@ -1167,24 +1083,15 @@ def test_a_mistake_ends_in_a_sentence(home, tmp_path, capsys, words, told):
 
 
 def test_the_command_measures_and_writes(home, tmp_path, capsys):
-    start, end = tool.MARKS
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{start}\n{end}\nafter\n", encoding="utf-8")
     chosen = ["--methods", "oracle", "relevance-iba", "random"]
     measured = ["--metrics", *evaluation.HEADLINE, "two_object_contrast", "deletion"]
     tables = tmp_path / "tables"
-    command(
-        tmp_path, *chosen, *measured, "--tables", str(tables), "--page", str(page), main=tool.main
-    )
+    command(tmp_path, *chosen, *measured, "--tables", str(tables), main=tool.main)
     summary = pd.read_csv(tables / "evaluation.csv")
     assert set(summary["method"]) == {"oracle", "relevance-iba", "random"}
     contrast = summary["metric"] == "two_object_contrast"
     assert set(summary.loc[contrast, "n"]) == {2}
     assert set(summary.loc[~contrast, "n"]) == {2}
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert (lines[:2], lines[-2:]) == (["before", start], [end, "after"])
-    assert lines[4].startswith("| `oracle` | 1.000 ± 0.000 |")
-    assert len(lines) == 9
     note = json.loads((tables / "evaluation.json").read_text(encoding="utf-8"))
     assert (note["scenes"], note["two-object scenes"], note["seed"]) == (2, 2, 0)
     assert "relevance-iba" in capsys.readouterr().out

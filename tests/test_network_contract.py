@@ -276,6 +276,17 @@ def test_batch_norm_is_for_training_only(net):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
+def test_fingerprint_changes_with_what_has_no_weights():
+    def same_weights(*after):
+        torch.manual_seed(0)
+        return fingerprint(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), *after))
+
+    relu = same_weights(torch.nn.ReLU())
+    assert same_weights(torch.nn.Tanh()) != relu
+    assert same_weights(torch.nn.ReLU(), torch.nn.MaxPool2d(2)) != relu
+    assert same_weights(torch.nn.ReLU(inplace=True)) == relu
+
+
 def test_fingerprint_changes_with_any_weight_or_name(net):
     before = fingerprint(net)
     assert before == fingerprint(net)

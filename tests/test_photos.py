@@ -299,7 +299,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(folders, collection, tmp_path
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: check the path"):
         photos.collect(tmp_path / "nowhere", backgrounds, CLASSES)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no pictures below .*empty"):
+    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
         photos.collect(cutouts, tmp_path / "empty", CLASSES)
     with pytest.raises(ValueError, match=r"hen/0\.png is of no class of the network: no 'hen'"):
         photos.collect(cutouts, backgrounds, ("lion", "hem"))

@@ -89,9 +89,8 @@ class Query:
         self, layers: str | tuple[str, ...], **settings: object
     ) -> tuple[Explicit, Information | Depths]:
         """The explicit form that the bottleneck at ``layers`` uses, and its information."""
-        net = _form(
-            self.wb, layers, self.images, _bottleneck(self.wb, layers, self.seed, **settings)
-        )
+        found = _bottleneck(self.wb, layers, self.seed, **settings)
+        net = _form(self.wb, layers, self.images, found)
         return net, self.information(layers, net=net, **settings)
 
 
@@ -129,13 +128,16 @@ class Method:
         Raises
         ------
         ValueError
-            The method does not take such a setting: lists near matches.
+            The method does not take such a setting: lists near matches; or ``blur`` is no width.
         """
         for name in settings:
             if name not in self.takes:
                 near = network.near_matches(name, self.takes)
                 raise ValueError(f"{self.function.__name__} has no setting {name!r}; {near}")
-        return replace(self, settings=self.settings | settings)
+        made = replace(self, settings=self.settings | settings)
+        if not 0 <= made.blur < math.inf:
+            raise ValueError(f"blur must be 0 pixels or more, got {made.blur}")
+        return made
 
     @property
     def blur(self) -> float:
@@ -155,8 +157,8 @@ class Method:
     @property
     def version(self) -> str:
         """Hash of function, settings and riba's code: results of other versions are not reused."""
-        settings = sorted((name, _told(value)) for name, value in self.settings.items())
-        text = repr((_told(self.function), settings, _code()))
+        settings = sorted((name, told(value)) for name, value in self.settings.items())
+        text = repr((told(self.function), settings, _code()))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __call__(self, *arguments: object, **settings: object) -> Tensor:
@@ -183,8 +185,6 @@ class Method:
         """
         method = self.using(**settings)
         blur, settings = method.blur, method.plain.settings
-        if not 0 <= blur < math.inf:
-            raise ValueError(f"blur must be 0 pixels or more, got {blur}")
         device, images = getattr(images, "device", None), wb.batch(images)
         logits = wb.logits(images[:1]).expand(len(images), -1)  # one tells how many classes
         if isinstance(targets, (list, tuple)) and all(isinstance(name, str) for name in targets):
@@ -198,23 +198,22 @@ class Method:
             query = Query(wb, images[part], targets[part], seed, objects)
             answers.append(_maps(self.function(query, **settings), query))
         if blur:  # what it moves beyond the border is not accounted for
-            answers = [smooth(x if isinstance(x, Tensor) else x[0], blur) for x in answers]
-        if isinstance(answers[0], Tensor):
-            return torch.cat(answers).detach().to(device).contiguous(), None
+            answers = [(smooth(maps, blur), None) for maps, _ in answers]
         maps, ledgers = zip(*answers, strict=True)
-        return torch.cat(maps).detach().to(device).contiguous(), Ledger.joined(ledgers, device)
+        ledger = None if None in ledgers else Ledger.joined(ledgers, device)
+        return torch.cat(maps).detach().to(device).contiguous(), ledger
 
 
-def _told(value: object) -> object:
+def told(value: object) -> object:
     """What a function or setting is, in words that another process would find, too."""
-    name, home = getattr(value, "__qualname__", ""), getattr(value, "__module__", "")
+    name, home = getattr(value, "__qualname__", ""), getattr(value, "__module__", None) or ""
     if home.startswith("riba.") and getattr(sys.modules.get(home), name, None) is value:
         return home, name
     if isinstance(value, CodeType):
-        return value.co_code, value.co_names, [_told(constant) for constant in value.co_consts]
+        return value.co_code, value.co_names, [told(constant) for constant in value.co_consts]
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return _told(value.__code__), value.__defaults__, [_told(content) for content in cells]
+        return told(value.__code__), value.__defaults__, [told(content) for content in cells]
     if isinstance(value, (str, int, float, tuple, type(None), torch.dtype)):
         return repr(value)
     return cloudpickle.dumps(value)
@@ -228,15 +227,15 @@ def _code() -> str:
     return files_hash([*sorted(files), READOUT_WEIGHTS])
 
 
-def _maps(answer: object, q: Query) -> Tensor | tuple[Tensor, Ledger]:
+def _maps(answer: object, q: Query) -> tuple[Tensor, Ledger | None]:
     """What a function returned, if it is what a method may return."""
-    maps = answer[0] if isinstance(answer, tuple) and len(answer) == 2 else answer
+    maps, ledger = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
     if not isinstance(maps, Tensor) or maps.shape != (len(q.images), *q.size):
         raise ValueError(
             f"the method returned {network.shape_or_type(maps)} and not maps, B×H×W: "
             "let its function return a tensor of that shape"
         )
-    return answer
+    return maps, ledger
 
 
 METHODS: dict[str, Method] = {}
@@ -494,10 +493,9 @@ def occlusion(q: Query, window: int = 16, stride: int = 8) -> Tensor:
 
 @method("lrp-epsilon-plus", unit="logits")
 def lrp_epsilon_plus(q: Query) -> Tensor:
-    """LRP from the logit: ε in dense layers, z⁺ in convolutions, Flat at the pixels. Logits.
+    """LRP from the logit: ε in dense layers, z⁺ in convolutions, Flat at pixels. Signed, logits.
 
-    Bach et al., PLOS ONE 2015; the composite of Kohlbrenner et al., IJCNN 2020. Of one sign per
-    image, that of the logit.
+    Bach et al., PLOS ONE 2015; the composite of Kohlbrenner et al., IJCNN 2020.
     """
     return _lrp(q, "epsilon-plus")
 

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from riba import storage
 
@@ -49,21 +51,22 @@ def open_folder(folder: Path, settings: dict[str, object], results: str | None =
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def read_parts(folder: Path) -> list[pd.DataFrame]:
-    """The parts of a table that can be read.
+def read_parts(folder: Path) -> pd.DataFrame:
+    """A table out of its parts, those that can be read.
 
     Warns
     -----
     UserWarning
         A part is damaged; it is left out, to be measured again.
     """
-    frames = []
+    parts = [pa.table({})]
     for path in sorted(folder.glob("part-*.parquet")):
         try:
-            frames.append(pd.read_parquet(path))
+            parts.append(parquet.read_table(path, partitioning=None))
         except (OSError, ValueError) as error:
             warnings.warn(f"{path} is unreadable ({error}); measured again", stacklevel=3)
-    return frames
+    table = pa.concat_tables(parts, promote_options="permissive")
+    return table.to_pandas(integer_object_nulls=True)
 
 
 def write_part(folder: Path, frame: pd.DataFrame, keys: list[str], replace: bool = True) -> None:

@@ -16,13 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from riba.compare.methods import METHODS
-from riba.method.network import (
-    find_layer,
-    fingerprint,
-    frozen_copy,
-    names_through,
-    unwrapped,
-)
+from riba.method.network import find_layer, fingerprint, frozen_copy, names_through, unwrapped
 from riba.method.relevance import detail
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
@@ -147,11 +141,10 @@ def tiled(wb: Workbench, across: int = 2) -> Workbench:
     """The workbench for mosaics: statistics of one picture repeated ``across`` times each way."""
 
     def repeated(stats: FeatureStatistics) -> FeatureStatistics:
-        mean, std, active = (
-            x.tile(1, across, across) for x in (stats.mean, stats.std, stats.active)
-        )
+        fields = ("mean", "std", "active")
+        tiles = {name: getattr(stats, name).tile(1, across, across) for name in fields}
         size = (across * stats.size[0], across * stats.size[1])
-        return replace(stats, mean=mean, std=std, active=active, size=size)
+        return replace(stats, size=size, **tiles)
 
     stats = {layer: repeated(wb.statistics_at(layer)) for layer in {wb.layer, *wb.depths}}
     return replace(wb, statistics=stats[wb.layer], others=stats)

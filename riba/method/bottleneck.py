@@ -45,11 +45,12 @@ def smooth(x: Tensor, sigma: float) -> Tensor:
     """Blur maps (…×h×w) with a Gaussian of side 2·round(2·sigma) + 1, reflecting at the border.
 
     Schulz et al. 2020, section 3.3: neighbouring features share their fate, or the map would
-    pick up the grid of the strided layers above. ``sigma`` 0 returns ``x``. Maps smaller than the
-    kernel are reflected as often as it takes.
+    pick up the grid of the strided layers above. A kernel of one pixel (``sigma`` up to 0.25)
+    returns ``x``. Maps smaller than the kernel are reflected as often as it takes.
     """
-    if sigma == 0:
+    if round(2 * sigma) == 0:
         return x
+    x = x * 1.0  # whole numbers would round the kernel to nothing
     rows, columns = (_blur_matrix(side, float(sigma)).to(x) for side in x.shape[-2:])
     return rows @ x @ columns.T
 
@@ -151,14 +152,14 @@ def settled(totals: Tensor) -> Tensor:
 def to_bits(nats: Tensor, size: int | tuple[int, int]) -> Tensor:
     """A map of bits for display: B×H×W from nats (B×C×h×w), the total number of bits preserved.
 
-    Summed over channels, divided by ln 2, enlarged bilinearly to ``size`` and rescaled per image,
-    because interpolation alone keeps the total only roughly.
+    Summed over channels, divided by ln 2, enlarged bilinearly to ``size`` (no smaller than h×w)
+    and rescaled per image, because interpolation alone keeps the total only roughly. In float32 or
+    better: half precision would neither hold the total nor keep it.
     """
-    bits = nats.sum(1, keepdim=True) / math.log(2)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    large = F.interpolate(bits, size, mode="bilinear", align_corners=False)
-    ratio = bits.sum((2, 3), keepdim=True) / large.sum((2, 3), keepdim=True)
-    return (large * ratio.nan_to_num(0.0, 0.0, 0.0))[:, 0]
+    nats = nats.sum(1, keepdim=True, dtype=torch.promote_types(nats.dtype, torch.float32))
+    large = F.interpolate(nats, size, mode="bilinear", align_corners=False)
+    ratio = nats.sum((2, 3), keepdim=True) / large.sum((2, 3), keepdim=True)
+    return (large * ratio.nan_to_num(0.0, 0.0, 0.0))[:, 0] / math.log(2)
 
 
 def capacity_product(nats: Iterable[Tensor], size: int | tuple[int, int]) -> Tensor:
@@ -229,7 +230,7 @@ class Settings:
             ("steps", self.steps >= 1, "1 or more"),
             ("samples", self.samples >= 1, "1 or more"),
             ("lr", self.lr > 0, "above 0"),
-            ("sigma", self.sigma >= 0, "0 or more"),
+            ("sigma", 0 <= self.sigma < math.inf, "0 or more"),
             ("initial_alpha", math.isfinite(self.initial_alpha), "finite"),
             ("chunk", self.chunk is None or self.chunk >= 1, "1 or more"),
         ):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -146,7 +149,7 @@ LARGEST_PHOTO = 80_000_000
 """Pixels beyond which a picture is refused, because decoding it would fill the memory."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
     """A picture file, opened with Pillow; ``kind`` says in errors what it is: a photo, a mask.
 
@@ -177,7 +180,8 @@ def open_picture(path: Path | str, kind: str) -> Iterator[Image.Image]:
 def read_photo(path: Path | str, shorter: int | None = None) -> np.ndarray:
     """Any picture that Pillow can read, upright, as H×W×3 uint8.
 
-    Turned as its EXIF data says; greys become colours, transparent parts white.
+    Turned as its EXIF data says; greys become colours, transparent parts white. Greys of more than
+    8 bits become bytes: those of 16 bits, of 32 bits up to 255 or 65,535, floats up to 1 or 255.
 
     Parameters
     ----------
@@ -194,24 +198,31 @@ def read_photo(path: Path | str, shorter: int | None = None) -> np.ndarray:
         if shorter is not None:
             photo.draft(None, (shorter, shorter))
         upright = ImageOps.exif_transpose(photo)
-        if upright.mode.startswith("I"):  # 16 bits
-            upright = upright.point(lambda value: value / 256).convert("L")
-        if upright.mode == "F":
-            upright = Image.fromarray(_bytes(np.array(upright), Path(path).name))
+        if upright.mode[0] in "IF":  # more than 8 bits
+            values = np.array(upright)
+            whole = (65535,) if values.dtype.kind == "u" else (255, 65535)
+            values = values * (255 / range_of(values, Path(path).name, whole))
+            upright = Image.fromarray(values.round().astype(np.uint8))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
         return np.array(upright.convert("RGB"))
 
 
-def _bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Greys in 0–1, or in 0–255, as bytes."""
+def range_of(values: np.ndarray, name: str, whole: Sequence[int] = (1, 255, 65535)) -> int:
+    """The upper end of the range of a picture's values: of floats 1 or 255, else one of ``whole``.
+
+    Raises
+    ------
+    ValueError
+        Values lie beyond the largest one, are negative or NaN.
+    """
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255):  # so that NaN is refused, too
-        raise ValueError(
-            f"{name} holds values from {low:g} to {high:g}: scale them to 0–1 or 0–255 first"
-        )
-    return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    for top in (1, 255) if values.dtype.kind == "f" else whole:
+        if low >= 0 and high <= top:
+            return top
+    cure = "scale them to 0–1 or 0–255 first"
+    raise ValueError(f"{name} holds values from {low:g} to {high:g}: {cure}")
 
 
 # --- preparation for a network -------------------------------------------------------------------
@@ -298,11 +309,9 @@ SCENES = Preparation(scenes.SIZE, scenes.SIZE, (MEAN,) * 3, (STD,) * 3)
 
 def stack(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     """Samples as one batch: images (B×3×H×W), labels (B) and masks (B×H×W)."""
-    return (
-        torch.stack([sample.image for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        torch.stack([sample.mask for sample in samples]),
-    )
+    rows = [(sample.image, sample.label, sample.mask) for sample in samples]
+    images, labels, masks = zip(*rows, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.stack(masks)
 
 
 # --- many scenes at once, stored on disk -----------------------------------------------------
@@ -342,10 +351,10 @@ def drawn(
     seeds = _seeds(split, count, start)
     key = json.dumps([drawing_code(), split, count, start, picture, variant], sort_keys=True)
     path = DATA / "cache" / f"scenes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    with contextlib.suppress(Exception), np.load(path) as stored:  # damage raises in many ways
+    with suppress(Exception), np.load(path) as stored:  # damage raises in many ways
         return Drawn(**stored)
     draw = functools.partial(_draw_one, picture=picture, variant=variant)
-    with ProcessPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
+    with ProcessPoolExecutor(workers, initializer=begin) if workers > 1 else nullcontext() as pool:
         scene_rows = pool.map(draw, seeds, chunksize=32) if workers > 1 else map(draw, seeds)
         rows = list(progress.track(scene_rows, "drawing scenes", count))
     result = Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
@@ -354,6 +363,20 @@ def drawn(
         with storage.whole(path) as part, part.open("wb") as file:
             np.savez(file, **result._asdict())
     return result
+
+
+def begin() -> None:
+    """The first thing in a worker process: one thread is enough, and it ends when its parent does.
+
+    A parent that is killed cannot tell its workers, which would wait for work for ever.
+    """
+    torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
 
 
 def _draw_one(seed: int, picture: str, variant: dict) -> tuple[np.ndarray, ...]:

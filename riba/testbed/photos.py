@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +90,7 @@ def _mirrored(picture: Image.Image, mirrored: float) -> Image.Image:
 
 
 def _batched(images: Iterator[Tensor]) -> Iterator[Tensor]:
-    batch = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
+    while batch := list(islice(images, BATCH)):
         yield torch.stack(batch)
 
 
@@ -252,9 +247,7 @@ def _listed(kind: str, folder: Path | str, tables: Mapping[str, Path | str]) -> 
     if kind in tables:
         table = pd.read_csv(tables[kind], dtype=str, keep_default_na=False, usecols=COLUMNS[kind])
         return table[COLUMNS[kind]]
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in segmentation.PICTURES)
-    if not files:
-        raise ValueError(f"no pictures below {folder}: {', '.join(segmentation.PICTURES)} are read")
+    files = segmentation.pictures(folder, "pictures", subfolders=True)
     places = np.random.default_rng(0).permutation(len(files)) / len(files)
     columns = {
         "file": [str(file.relative_to(folder)) for file in files],

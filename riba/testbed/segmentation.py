@@ -309,13 +309,13 @@ def folder(
     UserWarning
         Of the photos that have no mask or no label, which are left out.
     """
-    by_name = {mask.stem: mask for mask in _pictures(storage.place(masks), "masks")[::-1]}
+    by_name = {mask.stem: mask for mask in pictures(storage.place(masks), "masks")[::-1]}
     numbers = [label for label in labels.values() if not isinstance(label, str)]
     if len(numbers) < len(labels) and not class_names:
         raise ValueError("labels are names: pass class_names=, those of all classes of the network")
     names = class_names or [f"class {number}" for number in range(max(numbers, default=-1) + 1)]
     entries, left_out = [], []
-    for photo in _pictures(storage.place(images)):
+    for photo in pictures(storage.place(images)):
         label = labels.get(photo.stem)
         if isinstance(label, str):
             label = names.index(label) if label in names else None
@@ -352,7 +352,7 @@ def unmasked(
     place = storage.place(place)
     if not place.exists():
         raise FileNotFoundError(f"no photo and no folder at {place}: check the path")
-    files = [place] if place.is_file() else _pictures(place, subfolders=subfolders)
+    files = [place] if place.is_file() else pictures(place, subfolders=subfolders)
     root = place.parent if place.is_file() else place
     entries = [Entry("-".join(path.relative_to(root).parts), path) for path in files]
     return Photos(entries, prepare, tuple(class_names), silhouette)
@@ -457,17 +457,24 @@ def silhouette(path: Path) -> np.ndarray:
     """Codes of a mask of one object: 1 on the object.
 
     That is where a picture of two values, or one with indexed colours, is not 0, where a grey or
-    coloured one is above half of its range, and where one with values of 0 and 1 only is 1.
+    coloured one is above half of its range, and where one with values of 0 and 1 only is 1. Of a
+    picture with transparent parts it is where it is opaque.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, it cannot be read, or its values are no greys.
     """
     with datasets.open_picture(path, "mask") as picture:
         indexed = picture.mode in ("1", "P")
         if picture.mode == "P":
             rgb = np.array(picture.convert("RGB"))
             indexed = (rgb != rgb[..., :1]).any()  # an index of greys is a grey picture
-            picture = picture if indexed else picture.convert("L")
+        if "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] < 255:
+            picture = picture.getchannel("A")
         values = np.array(picture if indexed or picture.mode[0] in "IF" else picture.convert("L"))
-    largest = next((top for top in (1, 255) if values.max() <= top), 65535)
-    return (values > (0 if indexed else largest / 2)).astype(np.uint8)
+    half = datasets.range_of(values, path.name) / 2
+    return (values > (0 if indexed else half)).astype(np.uint8)
 
 
 def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
@@ -480,15 +487,21 @@ def _read_mask(path: Path, modes: Sequence[str], problem: str) -> np.ndarray:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path, what: str = "photos", subfolders: bool = False) -> list[Path]:
-    """All pictures in a folder, sorted by name."""
+def pictures(folder: Path, what: str = "photos", subfolders: bool = False) -> list[Path]:
+    """All pictures in a folder, or below it, sorted by name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such folder, or there are none in it.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: check the path")
     paths = folder.rglob("*") if subfolders else folder.iterdir()
-    pictures = sorted(path for path in paths if path.suffix.lower() in PICTURES)
-    if not pictures:
+    found = sorted(path for path in paths if path.suffix.lower() in PICTURES)
+    if not found:
         raise ValueError(f"no {what} in {folder}: {', '.join(PICTURES)} are read")
-    return pictures
+    return found
 
 
 def _find_folder(root: Path | str, name: str, content: str, places: Sequence[str]) -> Path:

@@ -118,9 +118,8 @@ class Block:
 
     def _localise(self, names: list[str], maps: Tensor, void: Tensor) -> Tensor:
         """Values (names × B) of one metric, or of several budgets of the allocation curve."""
-        rows, beside, other = (
-            (pixels & ~void).any((1, 2)) for pixels in (self.masks, ~self.masks, self.others)
-        )
+        kinds = (self.masks, ~self.masks, self.others)
+        rows, beside, other = ((pixels & ~void).any((1, 2)) for pixels in kinds)
         if names == ["auroc"]:
             rows &= beside
         elif names == [CONTRAST]:

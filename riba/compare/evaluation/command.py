@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from multiprocessing import get_context
 
 import pandas as pd
-import torch
 
 from riba import progress, storage
 from riba.compare.evaluation.blocks import CONTRAST, METRICS
@@ -19,7 +18,7 @@ from riba.compare.evaluation.table import evaluate
 from riba.compare.methods import METHODS, Method, find_method
 from riba.compare.metrics import FAITHFULNESS
 from riba.storage import DATA
-from riba.testbed.datasets import Sample
+from riba.testbed.datasets import Sample, begin
 from riba.workbench import Workbench, load
 
 SLOW = ("input-iba", "input-iba-nats")
@@ -51,9 +50,10 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     located = [m for m in arguments.metrics if m != CONTRAST and m not in FAITHFULNESS]
     asked = [m for m in arguments.metrics if m in FAITHFULNESS]
     few, evaluations = arguments.faithful, []
-    for group, most in (
-        ([name for name in names or () if name not in arguments.slow_methods], None),
-        ([name for name in names or () if name in arguments.slow_methods], arguments.slow),
+    slow = arguments.slow_methods
+    for group, most, most_pairs in (
+        ([name for name in names or () if name not in slow], None, None),
+        ([name for name in names or () if name in slow], arguments.slow, arguments.slow_pairs),
     ):
         methods = smoothed(group, arguments.blur)
         for part, more in ((scenes[:most][:few], asked), (scenes[:most][few:], [])):
@@ -61,12 +61,11 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
             measured = {name: method for name, method in methods.items() if metrics[name]}
             evaluations.append((measured, part, metrics, ""))
         for kind, both in pairs.items():
-            evaluations.append((group, both[: most and 2 * most], [CONTRAST], kind))
+            evaluations.append((group, both[: most_pairs and 2 * most_pairs], [CONTRAST], kind))
     folder = arguments.out or DATA / "cache" / f"evaluation-{wb.name}"
     workers = nullcontext()
     if arguments.workers:
-        context = get_context("spawn")
-        workers = ProcessPoolExecutor(arguments.workers, context, torch.set_num_threads, (1,))
+        workers = ProcessPoolExecutor(arguments.workers, get_context("spawn"), begin)
     with workers as executor:
         tables = [
             evaluate(wb, *evaluation, out=folder, executor=executor, seed=arguments.seed).replace(
@@ -125,7 +124,8 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     add("--pairs", type=int, default=200, help="scenes with two objects, of each kind")
     add("--top", type=int, default=2, help="both classes of a pair are among so many")
     add("--faithful", type=int, default=100, help="of these for insertion, deletion, degradation")
-    add("--slow", type=int, default=50, help="of each for the slow methods")
+    add("--slow", type=int, default=50, help="of these for the slow methods")
+    add("--slow-pairs", type=int, default=50, help="of the pairs for the slow methods")
     add("--slow-methods", nargs="+", default=SLOW, help="InputIBA by default")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
     add(

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from riba import progress
+from riba import progress, storage
 from riba.compare.evaluation.blocks import CONTRAST
-from riba.testbed.datasets import Chosen, Sample
+from riba.compare.methods import told
+from riba.testbed import datasets, segmentation
+from riba.testbed.datasets import Chosen, Sample, files_hash
+from riba.testbed.segmentation import Photos
 from riba.workbench import Workbench
 
 SMALLEST_OBJECT, LARGEST_OBJECT = 0.01, 0.75
 """Shares of the image; samples with smaller or larger objects are not judged."""
+SEEN = f".samples-{files_hash([Path(datasets.__file__), Path(segmentation.__file__)])}.json"
+"""What is known of the samples of a folder of results, so that their files are read once."""
+Seen = dict[str, tuple[str, dict[str, object]]]
+"""By :func:`_stamp`: the size of a sample, and what a row of the table says about it."""
 
 
 def select(
@@ -87,9 +97,9 @@ def select_pairs(
 
 
 def read_once(
-    wb: Workbench, samples: Sequence[Sample], metrics: Sequence[str], explain: str
+    wb: Workbench, samples: Sequence[Sample], metrics: Sequence[str], explain: str, seen: Seen
 ) -> tuple[Chosen, list[dict[str, object]], list[str]]:
-    """Check samples before they are evaluated.
+    """Check samples before they are evaluated; those that were ``seen`` are not read, others enter.
 
     Returns
     -------
@@ -104,15 +114,10 @@ def read_once(
     places, rows, unreadable, size = [], {}, [], None
     for place in progress.track(range(len(samples)), "reading samples"):
         try:
-            sample = samples[place]
-            row = _identified(sample)
-            _check(wb, sample, row["sample"], metrics, explain)
-            size = size or sample.image.shape
-            if sample.image.shape != size:
-                raise ValueError(
-                    f"sample {row['sample']} is {'×'.join(map(str, sample.image.shape))}, others "
-                    f"{'×'.join(map(str, size))}: resize it"
-                )
+            stamp = _stamp(samples, place, CONTRAST in metrics)
+            shape, row = seen.get(stamp) or _read(wb, samples[place], metrics, explain)
+            if shape != (size := size or shape):
+                raise ValueError(f"sample {row['sample']} is {shape}, others {size}: resize it")
             if row["digest"] in rows:
                 raise ValueError(f"sample {row['sample']} is in the list twice")
         except (OSError, ValueError) as error:
@@ -120,25 +125,61 @@ def read_once(
             continue
         places.append((samples, place))
         rows[row["digest"]] = row
+        seen |= {stamp: (shape, row)} if stamp else {}
     if not rows:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
         raise ValueError(f"no samples to evaluate: pass one that can be read and judged{reasons}")
     return Chosen(places), list(rows.values()), unreadable
 
 
-def _identified(sample: Sample) -> dict[str, object]:
-    """Columns of the table that describe a sample; the digest identifies it."""
+def remembered(folder: Path | None) -> Seen:
+    """What earlier runs have seen."""
+    with suppress(OSError, ValueError):
+        return json.loads((folder / SEEN).read_text(encoding="utf-8")) if folder else {}
+    return {}
+
+
+def remember(folder: Path, seen: Seen) -> None:
+    """Store what was seen, where it is news."""
+    if len(seen) > len(remembered(folder)):
+        with storage.unless_full("what the samples are"), storage.whole(folder / SEEN) as part:
+            part.write_text(json.dumps(seen, default=int), encoding="utf-8")
+
+
+def _stamp(samples: Sequence[Sample], place: int, *asked: object) -> str:
+    """What tells the files of a sample from others, and from what they were; empty without files.
+
+    Not their content, but all that changes when a file is written or another takes its place.
+    """
+    while isinstance(samples, Chosen):
+        samples, place = samples.places[place]
+    if type(samples) is not Photos:  # of a subclass, files may not be all
+        return ""
+    entry = samples.entries[place]
+    files = [file.stat() for file in entry if isinstance(file, Path) and file.is_file()]
+    states = [(x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for x in files]
+    named = samples.class_names[entry.label or 0 :][:1]
+    text = repr((entry, states, named, samples.prepare, told(samples.decode), asked))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(
+    wb: Workbench, sample: Sample, metrics: Sequence[str], explain: str
+) -> tuple[str, dict[str, object]]:
+    """The size of a sample, and the table's columns about it; the digest identifies its content."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (sample.image, sample.mask, sample.other, sample.void):
         if tensor is not None:
             digest.update(tensor.contiguous().numpy().data)
     digest.update(str(sample.label).encode())
-    return {
-        "sample": sample.name or digest.hexdigest(),
-        "group": sample.group or sample.name or digest.hexdigest(),
+    name = sample.name or digest.hexdigest()
+    _check(wb, sample, name, metrics, explain)
+    return "×".join(map(str, sample.image.shape)), {
+        "sample": name,
+        "group": sample.group or name,
         "label": sample.label,
         "digest": digest.hexdigest(),
-        "area": 0.0 if sample.mask is None else sample.mask.double().mean().item(),
+        "area": sample.mask.double().mean().item(),
     }
 
 

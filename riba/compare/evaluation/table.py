@@ -15,7 +15,7 @@ import pandas as pd
 
 from riba import progress, storage
 from riba.compare.evaluation.blocks import KEYS, METRICS, Block, Jobs, stacked
-from riba.compare.evaluation.samples import read_once
+from riba.compare.evaluation.samples import read_once, remember, remembered
 from riba.compare.evaluation.workers import AHEAD, packed, results, unpacked
 from riba.compare.methods import Method, by_name, check_names
 from riba.compare.metrics.localisation import BAND
@@ -64,11 +64,13 @@ def evaluate(
         is there twice, is left out, with a warning at the end.
     out
         Folder for the results: each (method, few samples) is written as soon as it is measured, so
-        that a run that was stopped anywhere goes on where it was. None keeps all in memory.
+        that a run that was stopped anywhere goes on where it was. What photos show is noted, too:
+        files that have not changed are read again only to be explained. None keeps all in memory.
     executor
         Any ``concurrent.futures.Executor``: a process pool, or Dask's ``Client.get_executor()``;
         threads of one process take turns. None is this process alone. Workers read the network
-        from ``out``, and write there, where they can reach it.
+        from ``out``, and write there, where they can reach it; those of a process pool with
+        ``initializer=riba.datasets.begin`` end when this process is killed.
     seed
         Of whatever is random in the methods and metrics.
     batch
@@ -93,7 +95,8 @@ def evaluate(
         Unknown method or metric (near matches listed), no sample that can be judged, or an ``out``
         of other settings.
     RuntimeError
-        Something went wrong in a worker; what was measured until then is kept in ``out``.
+        Something went wrong in a worker, or with the files in ``out``; what was measured until
+        then is kept there.
 
     Warns
     -----
@@ -110,36 +113,36 @@ def evaluate(
     if explain not in EXPLAIN:
         raise ValueError(f"explain must be one of {', '.join(EXPLAIN)}, got {explain!r}")
     folder = None if out is None else storage.place(out).resolve()
-    chosen, rows, unreadable = read_once(wb, samples, metrics, explain)
+    seen = remembered(folder)
+    chosen, rows, unreadable = read_once(wb, samples, metrics, explain, seen)
     if unreadable:
         reasons = "; ".join(unreadable[:5]) + "; …" * (len(unreadable) > 5)
         warnings.warn(f"{len(unreadable)} samples were left out: {reasons}", stacklevel=2)
     versions = {name: method.version for name, method in methods.items()}
-    frames = [] if folder is None else _open(wb, folder, seed, explain, versions)
+    if folder is not None:
+        _open(wb, folder, explain)
+        remember(folder, seen)
+    frames = _stored(folder, seed, versions)
     digests = [row["digest"] for row in rows]
-    measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
-    jobs = list(_jobs(digests, wanted, measured, batch))
+    jobs = list(_jobs(digests, wanted, frames, batch))
+    common = seed, explain, versions, folder
     blocks = (
-        Block(
-            *stacked(chosen[places]),
-            [rows[i] for i in places],
-            job,
-            seed,
-            explain,
-            versions,
-            folder,
-        )
+        Block(*stacked(chosen[places]), [rows[i] for i in places], job, *common)
         for places, job in jobs
     )
-    if executor is None:
+    if executor is None or not jobs:
         tables = chain.from_iterable(block.results(wb, methods) for block in blocks)
     else:
         tables = _elsewhere((wb, methods), blocks, folder, executor, ahead)
-    total = sum(len(places) * len(job) for places, job in jobs)
-    with progress.counter("maps", total) as bar:
+    with progress.counter("maps", sum(len(places) * len(job) for places, job in jobs)) as bar:
         for frame in tables:
-            frames.append(frame)
             bar.update(frame["digest"].nunique())
+            if folder is None:
+                frames.append(frame)
+    if folder is not None and jobs:  # read again: many small tables would leave holes in the memory
+        frames = _stored(folder, seed, versions)
+        if any(_jobs(digests, wanted, frames, batch)):
+            raise RuntimeError(f"something else has removed results from {folder}: run it again")
     table = pd.concat(frames, ignore_index=True).drop_duplicates(KEYS)
     order = {"method": methods, "digest": digests, "metric": metrics, "mask": MASKS}
     rows = pd.MultiIndex.from_product(order.values(), names=order).to_frame(index=False)
@@ -147,9 +150,10 @@ def evaluate(
 
 
 def _jobs(
-    digests: list[str], wanted: dict[str, list[str]], measured: set[tuple], batch: int
+    digests: list[str], wanted: dict[str, list[str]], frames: list[pd.DataFrame], batch: int
 ) -> Iterator[tuple[list[int], Jobs]]:
-    """What is not ``measured``: up to ``batch`` samples, and methods with the metrics of each."""
+    """What no frame holds: up to ``batch`` samples, and methods with the metrics of each."""
+    measured = {key for frame in frames for key in frame[MEASURED].itertuples(False, None)}
 
     def missing(place: int) -> Jobs:
         at = digests[place]
@@ -187,10 +191,8 @@ def _work(bench: Bench | Path, block: Block) -> list[pd.DataFrame]:
         return list(block.results(*(unpacked(bench) if isinstance(bench, Path) else bench)))
 
 
-def _open(
-    wb: Workbench, folder: Path, seed: int, explain: str, versions: dict[str, str]
-) -> list[pd.DataFrame]:
-    """Make the folder, or read what was measured there with the same settings, seed and code."""
+def _open(wb: Workbench, folder: Path, explain: str) -> None:
+    """Make the folder, or see that what was measured there had the same settings."""
     is_new = not (folder / SETTINGS).is_file()
     if is_new and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise ValueError(
@@ -205,6 +207,12 @@ def _open(
         "precision": wb.precision and str(wb.precision),
     }
     open_folder(folder, settings)
+
+
+def _stored(folder: Path | None, seed: int, versions: dict[str, str]) -> list[pd.DataFrame]:
+    """What was measured with the same seed and code."""
     known = {(seed, *version) for version in versions.items()}
-    parts = [part for part in read_parts(folder) if "version" in part]
-    return [part for part in parts if known.issuperset(part[VERSION].itertuples(False, None))]
+    stored = pd.DataFrame() if folder is None else read_parts(folder)
+    if "version" not in stored:
+        return []
+    return [stored[[row in known for row in stored[VERSION].itertuples(False, None)]]]

@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
-from riba.method.bottleneck import log_probability
+from riba.method.bottleneck import log_probability, smooth
 from riba.method.network import check_images, check_targets, class_logit, errors_in_words
 
 Targets = Tensor | Sequence[int]
@@ -36,8 +35,7 @@ def insertion(
     the image at a time; the blur has a Gaussian of 5 pixels.
     """
     _check(model, images, maps)
-    blurred = gaussian_blur(images, 2 * round(2 * BLUR) + 1, BLUR)
-    return _area(model, targets, _order(maps, seed), blurred, images, steps)
+    return _area(model, targets, _order(maps, seed), smooth(images, BLUR), images, steps)
 
 
 def deletion(
@@ -168,13 +166,10 @@ def _class_logits(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over the last dimension; 0 where one of the two is constant."""
-    centred = [values - values.mean(-1, keepdim=True) for values in (a, b)]
-    constant = [
-        c.norm(dim=-1) <= 1e-9 * v.norm(dim=-1) for c, v in zip(centred, (a, b), strict=True)
-    ]
-    scale = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
-    product = (centred[0] * centred[1]).sum(-1)
-    return torch.where(constant[0] | constant[1], 0.0, product / scale)
+    x, y = (values - values.mean(-1, keepdim=True) for values in (a, b))
+    flat, other = (c.norm(dim=-1) <= 1e-9 * v.norm(dim=-1) for c, v in ((x, a), (y, b)))
+    correlation = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return torch.where(flat | other, 0.0, correlation)
 
 
 def _check(model: nn.Module, images: Tensor, maps: Tensor) -> None:

@@ -154,8 +154,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, void: Tensor | None = None
     of the heat of at least 0.1, at most 0.99; trapezoid rule over them. A constant map scores α.
     """
     maps, masks, keep = _prepared(maps, masks, void)
-    positive = _positive(maps, keep)
-    heat = positive / positive.amax(1, keepdim=True)
+    heat = _positive(maps, keep)
     levels = torch.arange(11, dtype=heat.dtype, device=heat.device) / 10
     warm = heat.masked_fill((heat < 0.1) | ~keep, torch.nan)
     thresholds = warm.nanquantile(levels, dim=1).clamp(max=0.99)
@@ -178,15 +177,14 @@ def two_object_contrast(
     masks, other_masks
         B×H×W bool: the object of the explained class, and one of another class; disjoint.
     """
-    positive, masks, _ = _prepared(maps, masks, void)
     _, others, _ = _prepared(maps, other_masks, void)
+    maps, masks, _ = _prepared(maps, masks, void)
     if (masks & others).any():
         raise ValueError("the masks of the two objects overlap: make them disjoint first")
-    positive = positive.clamp(min=0)
+    positive = _positive(maps, masks | others)
     target_mean = (positive * masks).sum(1) / masks.sum(1)
     other_mean = (positive * others).sum(1) / others.sum(1)
-    total = target_mean + other_mean
-    return torch.where(total > 0, target_mean / total, 0.5)
+    return target_mean / (target_mean + other_mean)
 
 
 # --- bounding boxes ------------------------------------------------------------------------------
@@ -242,9 +240,7 @@ def border_band(masks: Tensor, share: float = BAND) -> Tensor:
     B×H×W bool: pixels within that many pixels (in any direction) of one of the other kind.
     """
     reach = max(1, round(share * masks.shape[-1]))
-    grown = _grown(masks, reach)
-    shrunk = ~_grown(~masks, reach)
-    return grown & ~shrunk
+    return _grown(masks, reach) & _grown(~masks, reach)
 
 
 def _grown(masks: Tensor, reach: int) -> Tensor:
@@ -313,9 +309,13 @@ class _Ranking:
 
 
 def _positive(maps: Tensor, keep: Tensor) -> Tensor:
-    """Positive relevance of the pixels that count; where there is none at all, a constant."""
+    """Positive relevance of the pixels that count; where there is none at all, a constant.
+
+    Over its maximum, so that no sum of it overflows or vanishes.
+    """
     positive = maps.clamp(min=0) * keep
-    return torch.where(positive.any(1, keepdim=True), positive, keep.to(positive))
+    positive = torch.where(positive.any(1, keepdim=True), positive, keep.to(positive))
+    return positive / positive.amax(1, keepdim=True)
 
 
 def _prepared(maps: Tensor, masks: Tensor, void: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
