@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_iter
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of a network, 16 hexadecimal digits: its modules as they print, and every weight and
-    buffer by name, type, shape and value."""
+    """Hash of a network, 16 hexadecimal digits: its innermost modules as they print, and every
+    weight and buffer by name, type, shape and value."""
     model = unwrapped(model)
-    printed = re.sub(r"0x\w+|inplace=\w+", "", repr(model))  # what does not change the outputs
+    leaves = [(name, m) for name, m in model.named_modules() if next(m.children(), None) is None]
+    printed = re.sub(r"0x\w+|inplace=\w+", "", repr(leaves))  # what does not change the outputs
     digest = hashlib.blake2b(printed.encode(), digest_size=8)
     kept = model.state_dict()
     for name, value in (kept | dict(model.named_buffers())).items():  # also buffers it leaves out
