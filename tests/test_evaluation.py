@@ -1049,7 +1049,7 @@ def command(folder, *words, main=evaluation.main):
 
 
 @pytest.mark.parametrize(
-    ("module", "more"), [("riba.evaluation", []), ("tools.evaluation", ["tables", "page"])]
+    ("module", "more"), [("riba.evaluation", []), ("tools.evaluation", ["tables"])]
 )
 def test_help_names_the_arguments(module, more):
     done = subprocess.run(
