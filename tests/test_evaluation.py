@@ -1073,6 +1073,7 @@ def test_help_names_the_arguments(module, more):
         (["--methods", "relevance-ibas"], "error: no method 'relevance-ibas'; near matches: rel"),
         (["--metrics", "rank_acuracy"], "error: no metric 'rank_acuracy'; near matches: rank_ac"),
         (["--split", "train"], "argument --split: invalid choice"),
+        (["--methods", "iba", "--pair-methods", "ibas"], "error: --pair-methods: ibas not among"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(home, tmp_path, capsys, words, told):
@@ -1095,6 +1096,15 @@ def test_the_command_measures_and_writes(home, tmp_path, capsys):
     note = json.loads((tables / "evaluation.json").read_text(encoding="utf-8"))
     assert (note["scenes"], note["two-object scenes"], note["seed"]) == (2, 2, 0)
     assert "relevance-iba" in capsys.readouterr().out
+
+
+def test_pairs_may_be_measured_with_fewer_methods(home, tmp_path):
+    tables = tmp_path / "tables"
+    words = ["--methods", "oracle", "edges", "--pair-methods", "edges", "--tables", str(tables)]
+    command(tmp_path, *words, "--metrics", "mass_accuracy", "two_object_contrast", main=tool.main)
+    methods = pd.read_csv(tables / "evaluation.csv").groupby("metric")["method"].unique().map(set)
+    assert methods["mass_accuracy"] == {"oracle", "edges"}
+    assert methods["two_object_contrast"] == {"edges"}
 
 
 def test_an_odd_number_of_scenes_is_measured_whole(home, tmp_path, capsys):

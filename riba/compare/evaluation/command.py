@@ -47,6 +47,8 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     if names is None and len(scenes):
         names, refusals = applicable(wb, scenes[0])
         left_out |= refusals
+    if strays := set(arguments.pair_methods or ()) - set(names or ()):
+        raise ValueError(f"--pair-methods: {', '.join(sorted(strays))} not among the methods")
     located = [m for m in arguments.metrics if m != CONTRAST and m not in FAITHFULNESS]
     asked = [m for m in arguments.metrics if m in FAITHFULNESS]
     few, evaluations = arguments.faithful, []
@@ -60,8 +62,9 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
             metrics = {name: located + more * (name in METHODS) for name in methods}
             measured = {name: method for name, method in methods.items() if metrics[name]}
             evaluations.append((measured, part, metrics, ""))
+        among = [name for name in group if name in (arguments.pair_methods or group)]
         for kind, both in pairs.items():
-            evaluations.append((group, both[: most_pairs and 2 * most_pairs], [CONTRAST], kind))
+            evaluations.append((among, both[: most_pairs and 2 * most_pairs], [CONTRAST], kind))
     folder = arguments.out or DATA / "cache" / f"evaluation-{wb.name}"
     workers = nullcontext()
     if arguments.workers:
@@ -128,6 +131,7 @@ def parser(name: str = "python -m riba.evaluation") -> argparse.ArgumentParser:
     add("--slow-pairs", type=int, default=50, help="of the pairs for the slow methods")
     add("--slow-methods", nargs="+", default=SLOW, help="InputIBA by default")
     add("--methods", nargs="+", help="names out of riba.METHODS; all by default")
+    add("--pair-methods", nargs="+", help="of these for the pairs; all by default")
     add(
         "--metrics",
         nargs="+",
