@@ -15,6 +15,8 @@ NOTEBOOKS = (
     *("03_features_to_pixels", "05_relevance_iba"),
     *("06_segmentation_evaluation", "07_can_we_trust_it"),
 )
+DRIVEN = {"08_explorer": 1}
+"""Which of a notebook's panels is driven, if not its first one: that of the bundled network."""
 NOTEBOOKS_FOLDER = Path(__file__).parents[2] / "notebooks"
 CURRENT, STALE, COMPUTING = "these settings", "former settings", "computing"
 SLACK = 4.0
@@ -66,7 +68,8 @@ def panels_of(name):
 class Panel:
     """A panel on a page."""
 
-    def __init__(self, page, place=0):
+    def __init__(self, page, place=None):
+        place = DRIVEN.get(page.name, 0) if place is None else place
         self.page, self.root = page, page.locator(".riba-panel").nth(place)
         self.root.wait_for(timeout=240_000)
         self.root.scroll_into_view_if_needed()
