@@ -36,8 +36,7 @@ def run(wb: Workbench, arguments: argparse.Namespace) -> tuple[pd.DataFrame, dic
     """
     samples = getattr(wb, arguments.split)
     scenes, left_out = select(wb, samples, arguments.scenes)
-    counts = {"scenes": len(scenes)}
-    pairs = {}
+    counts, pairs = {"scenes": len(scenes)}, {}
     if CONTRAST in arguments.metrics and arguments.pairs:
         for kind, sides in getattr(samples, "pairs", dict)().items():
             chosen = select_pairs(wb, sides, arguments.pairs, arguments.top)
