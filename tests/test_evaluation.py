@@ -586,6 +586,17 @@ def test_samples_that_cannot_be_judged_are_passed_over_by_name(wb, samples):
     assert f"{good.name} is in the list twice" in text
 
 
+def test_samples_without_a_label_are_explained_for_what_the_network_sees(wb, samples, tmp_path):
+    bare = [dataclasses.replace(sample, label=None) for sample in samples[:2]]
+    ask = {"methods": ["edges"], "metrics": ["mass_accuracy"], "explain": "prediction"}
+    first = evaluate(wb, samples=bare, out=tmp_path, **ask)
+    assert first["label"].isna().all()
+    assert len(first) == 4
+    for mixed in ([*bare, samples[2]], [samples[2], *bare]):  # the second time all of it is stored
+        together = evaluate(wb, samples=mixed, out=tmp_path, **ask)
+        assert_frame_equal(together, evaluate(wb, samples=mixed, **ask))
+
+
 def test_one_method_with_several_settings_side_by_side(wb, samples, tmp_path):
     plain = riba.METHODS["iba"]
     asked = {"β 1": plain.using(beta=1.0, steps=2), "β 10": plain.using(steps=2)}

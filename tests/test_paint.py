@@ -2,10 +2,12 @@
 
 import io
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from colorspacious import cspace_convert, deltaE
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -171,7 +173,7 @@ def test_the_marker_and_thin_lines_are_drawn():
         columns.append(np.nonzero((page == PALE).all((0, 2)))[0].mean())
     assert columns[1] - columns[0] == pytest.approx(0.5 * (WIDTH - 2 * MARGIN - 14 - 60), abs=2)
     thin = curve([0, 1], [*lines, ([0.5, 0.5], module.PALE)])
-    thick = curve([0, 1], [*lines, ([0.5, 0.5], "#228833")])
+    thick = curve([0, 1], [*lines, ([0.5, 0.5], "#116622")])
     plain = curve([0, 1], lines)
     assert 0 < (thin != plain).any(2).sum() < (thick != plain).any(2).sum()
 
@@ -211,3 +213,18 @@ def test_a_map_with_nan_is_refused():
     values[1, 1] = math.nan
     with pytest.raises(ValueError, match="the map 'iba' holds NaN"):
         paint(View([(60, [map_picture(values, title="iba")])]))
+
+
+@pytest.mark.parametrize("kind", [None, "protanomaly", "deuteranomaly", "tritanomaly"])
+def test_lines_are_told_apart_with_any_colour_vision(kind):
+    seen = [to_rgb(colour) for colour in module.COLOURS]
+    if kind:
+        space = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100}
+        seen = np.clip(cspace_convert(seen, space, "sRGB1"), 0, 1)
+    assert min(deltaE(*pair, input_space="sRGB1") for pair in combinations(seen, 2)) > 14
+
+
+def test_figures_and_panels_have_the_same_colours():
+    with rc_context(fname=plots.STYLE):
+        cycle = rcParams["axes.prop_cycle"].by_key()["color"]
+    assert [f"#{colour.strip('#')}" for colour in cycle][: len(module.COLOURS)] == [*module.COLOURS]

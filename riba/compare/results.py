@@ -79,7 +79,7 @@ def write_part(folder: Path, frame: pd.DataFrame, keys: list[str], replace: bool
     replace
         Whether a file that is there already is written anew.
     """
-    text = "\n".join(frame[keys].astype(str).agg("|".join, axis=1))
+    text = "\n".join(frame[keys].map(str).agg("|".join, axis=1))
     path = folder / f"part-{hashlib.sha256(text.encode()).hexdigest()[:20]}.parquet"
     if replace or not path.is_file():
         with storage.whole(path) as part:

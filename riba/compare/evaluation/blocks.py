@@ -66,7 +66,8 @@ class Block:
 
     def results(self, wb: Workbench, methods: Mapping[str, Method]) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
-        block, samples = self.to(wb.device), pd.DataFrame(self.rows)
+        samples = pd.DataFrame(self.rows, dtype=object).infer_objects()  # no label stays None
+        block = self.to(wb.device)
         targets, size, plain = block.targets(wb), len(samples), None
         for name, names in self.jobs:
             method = methods[name]

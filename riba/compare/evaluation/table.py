@@ -146,7 +146,7 @@ def evaluate(
     table = pd.concat(frames, ignore_index=True).drop_duplicates(KEYS)
     order = {"method": methods, "digest": digests, "metric": metrics, "mask": MASKS}
     rows = pd.MultiIndex.from_product(order.values(), names=order).to_frame(index=False)
-    return rows.merge(table)[table.columns]  # in the order of the arguments
+    return rows.merge(table)[table.columns].infer_objects()  # in the order of the arguments
 
 
 def _jobs(

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from riba.show.panels.paint import SHOWN
 
 BADGES = {
-    "current": ("#228833", "the picture shows these settings"),
+    "current": ("#116622", "the picture shows these settings"),
     "stale": ("#BB8800", "the picture shows former settings"),
     "computing": ("#4477AA", "computing …"),
     "failed": ("#CC3311", "failed"),

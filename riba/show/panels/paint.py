@@ -27,8 +27,8 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARGIN, TITLE, FOOT, LINE = 8, 26, 24, 24
 """Pixels around a page, above and below a tile for its title and foot, and of a line of notes."""
 INK, PALE = "#333333", "#999999"
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
-"""Paul Tol's "bright", as in ``riba.mplstyle``."""
+COLOURS = ("#4477AA", "#EE6677", "#116622", "#CCBB44", "#66CCEE", "#AA3377")
+"""Those of ``riba.mplstyle``."""
 LABELS, NUMBERS = 82, 62
 """Pixels to the left of bars for their labels, and to the right for their numbers."""
 ENLARGED = 3
@@ -334,7 +334,7 @@ class Page:
 
     def cross(self, x: float, y: float) -> None:
         """A cross that can be seen on any ground."""
-        for colour, thick in (("white", 5), ("#228833", 2)):
+        for colour, thick in (("white", 5), ("#116622", 2)):
             self.rectangle(x - 8, y - thick / 2, 16, thick, colour)
             self.rectangle(x - thick / 2, y - 8, thick, 16, colour)
 
