@@ -130,6 +130,17 @@ def test_bars_are_as_long_as_their_numbers():
     assert none == 0
 
 
+def test_a_long_name_of_bars_stays_in_its_tile():
+    name = "German short-haired pointer"
+    tiles = [Picture(rgb=np.ones((2, 2, 3))), Bars(rows={name: [1.0], "cat": [0.5]})]
+    page = pixels(View([(80, tiles)]))
+    plain = pixels(View([(80, [tiles[0], Bars(rows={"": [1.0], "cat": [0.5]})])]))
+    columns = np.nonzero((page != plain).any((0, 2)))[0]
+    assert columns.min() >= WIDTH // 2
+    assert module.shortened("cat", 60) == "cat"
+    assert module.shortened(name, 76).startswith("German")
+
+
 def curve(x, lines, at=0.0):
     return pixels(View([(200, [Curves(x=x, lines=lines, at=at, title="y", x_label="x")])]))
 

@@ -39,8 +39,15 @@ RIVALS = {
 }
 """What the publication compares with, besides IBA."""
 PLAIN, OURS, CONTROL = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
-NO_LRP = ("iba", "iba-joint", "iba-depth-2", "iba-depth-3", "capacity-product", CONTROL,
-          "capacity-product-separate")  # fmt: skip
+NO_LRP = {
+    "iba": "IBA",
+    "iba-joint": "the shallowest of joint bottlenecks",
+    "iba-depth-2": "IBA at the second depth",
+    "iba-depth-3": "IBA at the third depth",
+    "capacity-product": "the product of joint capacities",
+    CONTROL: "the product of joint capacities, the shallowest twice",
+    "capacity-product-separate": "the product of capacities found at each depth alone",
+}
 """Maps of a bottleneck's information that nothing was propagated for."""
 SMOOTH = ", smoothed 8 px"
 AREA, MASS = "allocation_area", "mass_accuracy"
@@ -163,7 +170,8 @@ def verdict(scenes: World, photos: World) -> str:
 
     def without_lrp(world: World) -> str:
         best = max(NO_LRP, key=world.mean)
-        return f"`{best}` ({world.number(best)}; `{OURS}` is {world.verdict(OURS, best)})"
+        ours = f"`{OURS}` is {world.verdict(OURS, best)}"
+        return f"{NO_LRP[best]} (`{best}`, {world.number(best)}; {ours})"
 
     smooth = each(lambda w: f"{w.number(PLAIN + SMOOTH)} and {w.number('iba' + SMOOTH)}")
     on_object = each(lambda w: f"{w.number(OURS, MASS)} against {w.number('iba', MASS)}")
@@ -187,8 +195,8 @@ def verdict(scenes: World, photos: World) -> str:
     }
     lines = [f"- **{question}** {answer}" for question, answer in answers.items()]
     advice = (
-        "So read *where* from information at several depths, propagated or not; smooth a map that "
-        "LRP propagated before you compare it; and take no contour for evidence."
+        "So read *where* from information at several depths, propagated or not; compare a map "
+        "that LRP propagated as it is and smoothed; and take no contour for evidence."
     )
     return "\n".join([*lines, "", advice])
 

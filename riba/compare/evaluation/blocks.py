@@ -66,8 +66,8 @@ class Block:
 
     def results(self, wb: Workbench, methods: Mapping[str, Method]) -> Iterator[pd.DataFrame]:
         """Rows of the table, method by method; stored as soon as they are measured."""
-        samples = pd.DataFrame(self.rows, dtype=object).infer_objects()  # no label stays None
-        block = self.to(wb.device)
+        # of objects: a label that is None must not make floats of the others
+        block, samples = self.to(wb.device), pd.DataFrame(self.rows, dtype=object)
         targets, size, plain = block.targets(wb), len(samples), None
         for name, names in self.jobs:
             method = methods[name]
@@ -85,7 +85,7 @@ class Block:
                 samples.assign(**key, metric=metric, mask=mask, value=values.tolist())
                 for metric, mask, values in block.measure(wb, targets, maps, names)
             ]
-            frame = pd.concat(frames, ignore_index=True)
+            frame = pd.concat(frames, ignore_index=True).infer_objects()
             if self.folder is not None and self.folder.is_dir():
                 write_part(self.folder, frame, KEYS)
             yield frame

@@ -266,7 +266,7 @@ class Bars(Tile):
         left = box.x + LABELS
         for row, (label, values) in enumerate(self.rows.items()):
             middle = box.y + (row + 0.5) * step
-            page.text(left - 6, middle, label, size=13, anchor="rm")
+            page.text(left - 6, middle, shortened(label, LABELS - 6), size=13, anchor="rm")
             thick = min(0.8 * step / len(values), 20)
             for place, (value, colour) in enumerate(zip(values, self.colours, strict=False)):
                 top = middle + (place - len(values) / 2) * thick
@@ -356,6 +356,14 @@ class Page:
         middle = words.width / 2, words.height / 2
         ImageDraw.Draw(words).text(middle, unit, INK, _font(13 * self.scale), anchor="mm")
         self.paste(words.rotate(90, expand=True), x + 50, y)
+
+
+def shortened(words: str, width: float, size: int = 13) -> str:
+    """Words that fit into ``width`` pixels, the end replaced by … where they are too long."""
+    font = _font(size)
+    while font.getlength(words) > width:
+        words = f"{words.rstrip('…')[:-1].rstrip()}…"
+    return words
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont:
