@@ -7,15 +7,22 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: lab html photos figures test browser model readout evaluation photos-evaluation lint clean
+.PHONY: lab html slides photos figures test browser model readout evaluation photos-evaluation lint clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 html: $(READY)  ## the series to read without installing: site/_build/html/index.html
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS),site]"
-	rm -rf site/_build
+	rm -rf site/_build/html site/_build/doctrees
 	$(BIN)/python -m sphinx -q -n -W --keep-going -c site -d site/_build/doctrees . site/_build/html
+
+slides: $(READY)  ## 00 to 07 for a lecture: site/_build/slides; REVEAL=address of another reveal.js
+	$(BIN)/jupyter nbconvert notebooks/0[0-7]*.ipynb --to slides --output-dir site/_build/slides \
+		--template slides --TemplateExporter.extra_template_basedirs=site --no-prompt \
+		--TagRemovePreprocessor.remove_input_tags=hide_input --log-level ERROR \
+		--SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
+		--SlidesExporter.reveal_number=c/t $(if $(REVEAL),--reveal-prefix $(REVEAL))
 
 photos: $(READY)  ## photographs with masks, out of Debian's packages (320 MB, once): data/README.md
 	$(BIN)/python -m tools.photos

@@ -50,7 +50,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     }
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02d}"
-        cell.metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
+        kept = ("slideshow", "tags")
+        cell.metadata = {key: cell.metadata[key] for key in kept if key in cell.metadata}
         if cell.cell_type == "code":
             cell.outputs = [still(output) for output in cell.outputs if not is_volatile(output)]
     return notebook

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, SlidesExporter
 from torch import nn
 from zennit.rules import AlphaBeta, Epsilon, ZPlus
 
@@ -22,6 +22,8 @@ PATHS = sorted(FOLDER.glob("*.ipynb"))
 APPENDIX = ["10_what_was_tried"]
 """Has no exercises."""
 EVERY = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+LECTURED = pytest.mark.parametrize("path", PATHS[:8], ids=lambda path: path.stem)
+"""Those of which ``make slides`` makes slides."""
 
 
 def cells(path, kind):
@@ -127,6 +129,43 @@ def test_figures_belong_to_a_notebook_and_carry_their_parameters():
         assert note["caption"].endswith(".")
         assert note["parameters"]
         assert note["versions"]
+
+
+# --- slides ---------------------------------------------------------------------------------------
+
+
+def pictured(cell):
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def caption(cells, index):
+    """The cell that says what a figure shows: below it, or, for some panels, above; or none."""
+    below = next(cell for cell in cells[index:] if cell.cell_type == "markdown")
+    if below.source.startswith(("**Figure", "**Panel")):
+        return below
+    above = cells[index - 1]
+    return above if above.source.split("\n\n")[-1].startswith("**Panel") else None
+
+
+@LECTURED
+def test_slides_show_figures_with_captions_and_no_solution(path):
+    cells = nbformat.read(path, as_version=4).cells
+    untyped = [cell.id for cell in cells if "slide_type" not in cell.metadata.get("slideshow", {})]
+    assert not untyped
+    site = FOLDER.parent / "site"
+    exporter = SlidesExporter(template_name="slides", extra_template_basedirs=[str(site)])
+    page, _ = exporter.from_filename(path)
+    assert "<details" not in page
+    slides = [part for part in re.split(r"</?section[^>]*>", page)[1:-1] if part.strip()]
+    assert len(slides) >= 6
+    ids = [re.findall(r'id="cell-id=(cell-\d+)"', slide) for slide in slides]
+    number = {cell: index for index, found in enumerate(ids) for cell in found}
+    for index, cell in enumerate(cells):
+        if pictured(cell):
+            assert cell.id in number
+            words = caption(cells, index) or cell
+            shared = pictured(cells[index + 1])  # two figures, one caption: the first goes before
+            assert number[words.id] - number[cell.id] in range(1 + shared), cell.id
 
 
 # --- the maths on the page is the maths of the package --------------------------------------------
