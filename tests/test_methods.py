@@ -13,7 +13,8 @@ from torch import nn
 import riba
 from riba import METHODS
 from riba.compare import methods, metrics
-from riba.method import bottleneck, input_iba
+from riba.method import bottleneck, input_iba, relevance
+from riba.method.bottleneck import Depths
 from riba.method.input_iba import InputIBA
 from riba.testbed import datasets
 
@@ -189,6 +190,11 @@ def test_the_joint_family_shares_one_optimisation(wb, batch, maps):
     product = torch.stack(alone).prod(0)
     ratio = maps["capacity-product-separate"] / product
     assert torch.allclose(ratio, ratio.amax((1, 2), keepdim=True), rtol=1e-3)
+    ratio = maps["capacity-product-squared-separate"] / (product * alone[-1])
+    assert torch.allclose(ratio, ratio.amax((1, 2), keepdim=True), rtol=1e-3)
+    separate = Depths(tuple(methods.information(wb, x, images, targets) for x in wb.depths))
+    by_hand = relevance.detailed(wb.model, images, targets, separate)
+    assert torch.allclose(maps["relevance-iba-detail-separate"], by_hand, rtol=1e-3)
     for place, bits in enumerate(alone[1:], 2):
         assert torch.equal(maps[f"iba-depth-{place}"], bits)
 
@@ -238,7 +244,7 @@ def test_forms_do_not_depend_on_the_number_of_images(wb, batch):
 def test_maps_come_with_their_ledger(wb, batch, maps):
     images, targets, _ = batch
     for name, method in METHODS.items():
-        if name.startswith("relevance-iba") and name != "relevance-iba-detail":
+        if name.startswith("relevance-iba") and "detail" not in name:
             values, ledger = method.explain(wb, images, targets)
             assert torch.equal(values, maps[name])
             torch.testing.assert_close(ledger.end, values.double().sum((1, 2)), rtol=1e-5, atol=0)

@@ -85,6 +85,12 @@ class Query:
         """What :func:`information` returns for these images and targets."""
         return information(self.wb, layers, self.images, self.targets, self.seed, **settings)
 
+    def at_depths(self, separate: bool = False, **settings: object) -> Depths:
+        """Information at ``wb.depths``: of joint bottlenecks, or of one by itself at each."""
+        if separate:
+            return Depths(tuple(self.information(name, **settings) for name in self.wb.depths))
+        return self.information(self.wb.depths, **settings)
+
     def propagation(
         self, layers: str | tuple[str, ...], **settings: object
     ) -> tuple[Explicit, Information | Depths]:
@@ -724,52 +730,45 @@ def relevance_iba_cascade(
     return pixels.sum(1), relevance.ledger(depths.shallowest, start, pixels)
 
 
+@method("relevance-iba-detail-separate", separate=True)
 @method("relevance-iba-detail")
 def relevance_iba_detail(
     q: Query,
     composite: str | Composite | None = None,
     width: float = 4.0,
+    separate: bool = False,
     **settings: object,
 ) -> Tensor:
     """The information of all depths, with the detail of the class's evidence: a score. Unsigned.
 
     Ours; see :func:`riba.relevance.detailed`. Without its detail it is
-    ``capacity-product-squared``.
+    ``capacity-product-squared``. With a bottleneck by itself at each depth in place of joint ones:
+    ``relevance-iba-detail-separate``, and ``capacity-product-squared-separate`` is its control.
     """
-    net, depths = q.propagation(q.wb.depths, **settings)
+    net, _ = q.propagation(q.wb.depths[-1] if separate else q.wb.depths, **settings)
+    depths = q.at_depths(separate, **settings)
     return relevance.detailed(net, q.images, q.targets, depths, composite, width)
 
 
 # --- controls ------------------------------------------------------------------------------------
 
 
+@method("capacity-product-squared-separate", squared=True, separate=True)
+@method("capacity-product-squared", squared=True)
+@method("capacity-product-separate", separate=True)
 @method("capacity-product")
-def capacity_product(q: Query, **settings: object) -> Tensor:
+def capacity_product(
+    q: Query, separate: bool = False, squared: bool = False, **settings: object
+) -> Tensor:
     """Control without LRP: the enlarged capacities of the joint bottlenecks, multiplied. Unsigned.
 
-    The information of the cascade, without the pixels; no unit.
+    The information of the cascade, without the pixels; no unit. ``…-squared``: the shallowest
+    counts twice, in the place of LRP, so that there are as many factors as the cascade has.
+    ``…-separate``: of a bottleneck by itself at each depth.
     """
-    depths = q.information(q.wb.depths, **settings)
-    return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
-
-
-@method("capacity-product-squared")
-def capacity_product_squared(q: Query, **settings: object) -> Tensor:
-    """Control: the cascade with its shallowest capacity enlarged in the place of LRP. Unsigned.
-
-    The shallowest depth counts twice; as many factors as the cascade has, none of them from
-    the pixels. No unit.
-    """
-    depths = q.information(q.wb.depths, **settings)
-    twice = (*depths, depths.shallowest)
-    return bottleneck.capacity_product((depth.nats for depth in twice), q.size)
-
-
-@method("capacity-product-separate")
-def capacity_product_separate(q: Query, **settings: object) -> Tensor:
-    """Control without LRP: the product of capacities found at each depth by itself. Unsigned."""
-    depths = [q.information(layer, **settings) for layer in q.wb.depths]
-    return bottleneck.capacity_product((depth.nats for depth in depths), q.size)
+    depths = q.at_depths(separate, **settings)
+    factors = (*depths, depths.shallowest) if squared else depths
+    return bottleneck.capacity_product((depth.nats for depth in factors), q.size)
 
 
 @method("random")
