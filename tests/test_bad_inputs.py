@@ -167,6 +167,7 @@ OTHERS = {
     "masks for fewer": (by_name, {"name": "oracle", "masks": MASK[None]}, "pass one for each"),
     "unknown prior": (by_input_iba, {"prior": "nothing"}, "choose one of moments"),
     "unused setting": (by_input_iba, {"chunk": 2}, "leave it out"),
+    "auto β at the pixels": (by_input_iba, {"beta": "auto"}, "use feature_beta='auto'"),
     "one image": (by_statistics, {"images": MANY[:1]}, "at least two images, got 1"),
     "two sizes": (by_statistics, {"images": [MANY, MANY[..., :16]]}, "resize them to one size"),
     "a layer without maps": (by_statistics, {"layer": "6"}, "choose another layer"),

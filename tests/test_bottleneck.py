@@ -304,6 +304,30 @@ def test_more_beta_fewer_nats(trained):
     assert totals[0] > 10 * totals[-1]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_beta_of_each_image_keeps_its_class(several):
+    wb = riba.load()
+    images = torch.stack([wb.test[i].image for i in (3, 6, 9, 12)])
+    targets = [wb.test[i].label for i in (3, 6, 9, 12)]
+    layers = wb.depths[:2] if several else wb.layer
+    stats = [wb.statistics_at(x) for x in layers] if several else wb.statistics
+
+    def find(beta, part=slice(None)):
+        iba = InformationBottleneck(wb.model, layers, stats, beta=beta)
+        info = iba(images[part], targets[part])
+        return info.shallowest if several else info
+
+    found = find("auto")
+    least = 0.9 * found.open_probability
+    assert (found.probability >= least).all()
+    assert found.beta.unique().numel() > 1
+    for i, beta in enumerate(found.beta.tolist()):
+        part = slice(i, i + 1)
+        assert find("auto", part).beta.item() == pytest.approx(beta, rel=1e-3)
+        torch.testing.assert_close(find(beta, part).nats[0], found.nats[i], rtol=1e-2, atol=1e-3)
+        assert find(1.2 * beta, part).probability < least[i]  # seven halvings leave 6 %
+
+
 def test_same_seed_and_batch_give_the_same_bits(trained):
     model, layer, stats, images, targets = trained
     first, again, other = (
@@ -508,6 +532,7 @@ def test_works_inside_no_grad(trained):
     [
         {"beta": -1},
         {"beta": float("nan")},
+        {"beta": "automatic"},
         {"steps": 0},
         {"samples": 0},
         {"lr": 0},

@@ -13,12 +13,11 @@ import pandas as pd
 
 from riba import progress
 from riba.compare.methods import AT_ONCE, information
+from riba.method.bottleneck import KEPT
 from riba.testbed import datasets
 from riba.workbench import Workbench
 
 GRID = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-KEPT = 0.9
-"""Least share of the class probability that half of the pictures keep, with the bottleneck."""
 
 
 def shares_kept(

@@ -34,6 +34,11 @@ MIN_STD = 0.01
 COPIES = 80
 """Noisy copies that pass through the network together: more is not faster, and takes memory."""
 
+AUTO, KEPT = "auto", 0.9
+"""In place of a number for β: for each image the largest that keeps this share of p(class)."""
+BETAS, HALVINGS = (0.1, 100.0), 7
+"""Between which it is looked for, and how often the interval of its logarithm is halved."""
+
 SETTLED = 0.05
 """Relative change of the total nats in the last update below which a map counts as settled."""
 
@@ -185,7 +190,9 @@ class Settings:
     Attributes
     ----------
     beta
-        Weight of the mean information per element against the cross-entropy.
+        Weight of the mean information per element against the cross-entropy. ``"auto"``: for each
+        image the largest between 0.1 and 100 at which it keeps nine tenths of its class
+        probability, found by bisection; takes eight times as long.
     steps, lr
         Updates of Adam, and its learning rate.
     samples
@@ -213,7 +220,7 @@ class Settings:
         A setting is out of its range: names it, its range and its value.
     """
 
-    beta: float = 10.0
+    beta: float | str = 10.0
     steps: int = 10
     samples: int = 6
     antithetic: bool = True
@@ -225,8 +232,9 @@ class Settings:
     precision: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        number = not isinstance(self.beta, str)
         for name, fits, range_ in (
-            ("beta", self.beta >= 0, "0 or more"),
+            ("beta", self.beta >= 0 if number else self.beta == AUTO, f"0 or more, or {AUTO!r}"),
             ("steps", self.steps >= 1, "1 or more"),
             ("samples", self.samples >= 1, "1 or more"),
             ("lr", self.lr > 0, "above 0"),
@@ -282,6 +290,8 @@ class Information:
         reports it.
     logits
         B×classes, without the bottleneck.
+    beta
+        B: the weight of the information.
     probability, open_probability
         B: probability of the class with the bottleneck (mean over the noisy copies) and without.
         Far apart: β is too large for this image.
@@ -298,6 +308,7 @@ class Information:
     features: Tensor
     published_nats: Tensor
     logits: Tensor
+    beta: Tensor
     probability: Tensor
     open_probability: Tensor
     trace: Trace
@@ -471,11 +482,36 @@ class InformationBottleneck:
     ) -> Information | Depths:
         """As a call, on the form that :meth:`explicit` returned for these images."""
         batch = self._open(net, images, targets)
+        if self.settings.beta == AUTO:
+            batch = replace(batch, beta=self._largest(batch, noise))
+        results = self._optimised(batch, noise, keep_steps)
+        return results[0] if self.single else Depths(tuple(reversed(results)))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_form": None}
+
+    # --- one optimisation, from the whole batch inwards ---
+
+    def _largest(self, batch: _Batch, noise: Tensor | None) -> Tensor:
+        """β of each image (B): the largest that keeps its class."""
+        low, high = (torch.full_like(batch.beta, math.log(beta)) for beta in BETAS)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            found, *_ = self._optimised(replace(batch, beta=middle.exp()), noise)
+            keeps = found.probability >= KEPT * found.open_probability
+            low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
+        return low.exp()
+
+    def _optimised(
+        self, batch: _Batch, noise: Tensor | None, keep_steps: bool = False
+    ) -> list[Information]:
+        """Results by layer, the shallowest first."""
         draws = self._draws(batch.features, noise)
         alphas = [torch.full_like(r, self.settings.initial_alpha) for r in batch.features]
         adam = torch.optim.Adam(alphas, lr=self.settings.lr)
         rows, history = [], []
-        with progress.counter("bottleneck", (self.settings.steps + 1) * len(images)) as bar:
+        count = (self.settings.steps + 1) * len(batch.targets)
+        with progress.counter("bottleneck", count) as bar:
             for _ in range(self.settings.steps):
                 row, gradients = self._step(batch, alphas, next(draws), bar)
                 rows.append(row)
@@ -485,13 +521,7 @@ class InformationBottleneck:
                     alpha.grad = gradient
                 adam.step()
             row, _ = self._step(batch, alphas, next(draws), bar, learn=False)
-        results = self._results(batch, [*history, alphas], [*rows, row], keep_steps)
-        return results[0] if self.single else Depths(tuple(reversed(results)))
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_form": None}
-
-    # --- one step, from the whole batch inwards ---
+        return self._results(batch, [*history, alphas], [*rows, row], keep_steps)
 
     @torch.no_grad()
     def _open(self, net: Explicit, images: Tensor, targets: Tensor | list[int]) -> _Batch:
@@ -512,7 +542,9 @@ class InformationBottleneck:
         stats = tuple(self.statistics[layer].to(images.device) for layer in net.layers)
         for known, r in zip(stats, features, strict=True):
             known.check_features(r)
-        return _Batch(net, stats, features, beside, check_targets(targets, logits), logits)
+        beta = BETAS[0] if self.settings.beta == AUTO else self.settings.beta
+        betas = features[0].new_full((len(images),), beta)
+        return _Batch(net, stats, features, beside, check_targets(targets, logits), logits, betas)
 
     def _draws(self, features: Sequence[Tensor], noise: Tensor | None) -> Iterator[list[Tensor]]:
         """Noise of every layer, step after step."""
@@ -566,7 +598,7 @@ class InformationBottleneck:
         log_p = log_probability(logits, targets).unflatten(0, (-1, self.settings.samples))
         cross_entropy = -log_p.mean(1)
         penalty = sum(nats.mean((1, 2, 3)) for _, nats in measured)
-        loss = cross_entropy + self.settings.beta * penalty
+        loss = cross_entropy + batch.beta * penalty
         totals = [nats.sum((1, 2, 3)) for _, nats in measured]
         return loss, cross_entropy, log_p.exp().mean(1), *totals
 
@@ -609,6 +641,7 @@ class InformationBottleneck:
                     features=r,
                     published_nats=published.clamp(min=0),
                     logits=batch.logits,
+                    beta=batch.beta,
                     probability=probability[-1],
                     open_probability=log_probability(batch.logits, batch.targets).exp(),
                     trace=Trace(loss, cross_entropy, total),
@@ -634,6 +667,8 @@ class _Batch:
         What passes the first layer by, such as skip connections.
     targets, logits
         Classes to explain, and B×classes without a bottleneck.
+    beta
+        Of every image.
     """
 
     net: Explicit
@@ -642,11 +677,13 @@ class _Batch:
     beside: tuple[Tensor, ...]
     targets: Tensor
     logits: Tensor
+    beta: Tensor
 
     def part(self, part: slice) -> _Batch:
         """Some of the images."""
         tensors = (tuple(x[part] for x in group) for group in (self.features, self.beside))
-        return _Batch(self.net, self.stats, *tensors, self.targets[part], self.logits[part])
+        rest = (x[part] for x in (self.targets, self.logits, self.beta))
+        return _Batch(self.net, self.stats, *tensors, *rest)
 
 
 def in_chunks(

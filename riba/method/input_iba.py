@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from riba import progress
 from riba.method.bottleneck import (
+    AUTO,
     MIN_STD,
     Information,
     InformationBottleneck,
@@ -261,6 +262,8 @@ class InputIBA:
         if unused := {"chunk", "precision"} & settings.keys():
             raise ValueError(f"InputIBA has no setting {min(unused)!r}: leave it out")
         self.settings = replace(AT_PIXELS, **settings)
+        if self.settings.beta == AUTO:
+            raise ValueError(f"β at the pixels is a number: use feature_beta={AUTO!r}")
         drawing = {name: getattr(self.settings, name) for name in ("samples", "antithetic", "seed")}
         self.bottleneck = InformationBottleneck(
             model, layer, stats, beta=feature_beta, sigma=0.0, chunk=1, **drawing
