@@ -419,8 +419,8 @@ def page(table: pd.DataFrame) -> str:
         "| `detail.py` | does the detail of a map belong to its image? Ways of propagating beside "
         "the same information without LRP, smoothed maps, and another image's detail | "
         "[detail.csv](detail.csv) |",
-        "| `trust.py` | the tests of notebook 07 on a hundred scenes, beside the control without "
-        "LRP | [trust.csv](trust.csv) |",
+        "| `trust.py` | the tests of notebook 07 on a hundred scenes and 24 montages, beside the "
+        "control without LRP | [trust.csv](trust.csv) |",
         f"| `seams.py` | {seams()} | [seams.csv](seams.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",

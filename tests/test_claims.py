@@ -221,18 +221,40 @@ def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_sc
 PRODUCTS = ["cascade", "detail", "no LRP"]
 
 
-@pytest.fixture(scope="module")
-def trusted():
+def trust_of(network):
     table = pd.read_csv(storage.DATA.parent / "benchmarks" / "trust.csv")
-    table = table[table["network"] == "scenenet"]
-    assert table["n"].min() >= 25
+    table = table[table["network"] == network]
+    assert table["n"].min() >= 24
     return table.pivot_table("mean", "test", "method")
 
 
-def test_what_the_cascade_passes_its_control_without_lrp_passes(trusted):
+@pytest.fixture(scope="module")
+def trusted():
+    return trust_of("scenenet")
+
+
+@pytest.fixture(scope="module")
+def trusted_on_photographs():
+    return trust_of("efficientnet-lite0")
+
+
+def test_what_the_cascade_passes_its_control_without_lrp_passes(trusted, trusted_on_photographs):
     good = {"grid pointing": 1, "cheating network: share in the mark": 1, "other class": -1}
     for test, sign in {**good, "randomised: above the bottleneck": -1}.items():
         assert sign * (trusted.loc[test, "cascade"] - trusted.loc[test, "no LRP"]) < 0.02
+    lead = trusted_on_photographs["cascade"] - trusted_on_photographs["no LRP"]
+    assert lead.drop("absent class: total left").abs().max() < 0.01
+
+
+def test_on_photographs_the_form_from_the_logit_changes_most_but_between_two_objects(
+    trusted_on_photographs,
+):
+    least = trusted_on_photographs.idxmin(axis=1)
+    levels = [test for test in least.index if test.startswith("randomised")]
+    assert (least[[*levels, "absent class: correlation"]] == "detail").all()
+    assert least["other class"] == "IBA"
+    left = trusted_on_photographs.loc["absent class: total left"]
+    assert left["LRP"] < 0.01 < 1 < left[["IBA", "Relevance-IBA", "joint", "cascade"]].min()
 
 
 def test_the_form_from_the_class_logit_changes_most(trusted):
