@@ -23,7 +23,8 @@ from riba.method.network import fingerprint
 from riba.storage import versions
 from riba.testbed import datasets
 
-REFERENCES = ("relevance-iba", "relevance-iba-cascade", "relevance-iba-detail")
+REFERENCES = ("relevance-iba", "relevance-iba-cascade", "relevance-iba-detail",
+              "relevance-iba-detail-separate")  # fmt: skip
 """Methods that all others are compared with in pairs: the publication's form, and ours."""
 
 

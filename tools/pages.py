@@ -39,6 +39,8 @@ RIVALS = {
 }
 """What the publication compares with, besides IBA."""
 PLAIN, OURS, CONTROL = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
+ALONE = "-separate"
+"""Behind the name of a form with several depths: found at each by itself."""
 NO_LRP = {
     "iba": "IBA",
     "iba-joint": "the shallowest of joint bottlenecks",
@@ -186,9 +188,12 @@ def verdict(scenes: World, photos: World) -> str:
         "Than the publication's other rivals?": f"As they are, it is ahead of {beaten()}; once "
         f"they are smoothed, of {beaten(SMOOTH)}.",
         "With several depths?": f"`{OURS}` is, against IBA, {against(OURS, 'iba')} in area, and "
-        f"{against(OURS, 'iba', MASS)} in mass on the object ({on_object}).",
+        f"{against(OURS, 'iba', MASS)} in mass on the object ({on_object}). With a bottleneck by "
+        f"itself at each depth (`{OURS}{ALONE}`) it is, in area, {against(OURS + ALONE, 'iba')}.",
         "Thanks to LRP?": "Against the same information without LRP that form is "
-        f"{against(OURS, CONTROL)}; the best map without LRP is {each(without_lrp)}.",
+        f"{against(OURS, CONTROL)} (with a bottleneck by itself at each depth "
+        f"{against(OURS + ALONE, CONTROL + ALONE)}); the best map without LRP is "
+        f"{each(without_lrp)}.",
         "Is the detail the image's own?": "Own less another image's detail, in insertion, on "
         f"validation scenes and photographs: {nats} for the nats that the published form "
         f"propagates, {logit} where the class's relevance times the nats is propagated.",
