@@ -328,6 +328,14 @@ def test_beta_of_each_image_keeps_its_class(several):
         assert find(1.2 * beta, part).probability < least[i]  # seven halvings leave 6 %
 
 
+def test_images_that_lose_their_class_at_any_beta_are_told_of(trained):
+    model, layer, stats, images, targets = trained
+    shut = InformationBottleneck(model, layer, stats, beta="auto", initial_alpha=-9.0, steps=1)
+    with pytest.warns(UserWarning, match="of 8 lose their class even at β 0.1"):
+        info = shut(images[:8], targets[:8])
+    assert info.beta.min().item() == pytest.approx(0.1)
+
+
 def test_same_seed_and_batch_give_the_same_bits(trained):
     model, layer, stats, images, targets = trained
     first, again, other = (

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -192,7 +193,8 @@ class Settings:
     beta
         Weight of the mean information per element against the cross-entropy. ``"auto"``: for each
         image the largest between 0.1 and 100 at which it keeps nine tenths of its class
-        probability, found by bisection; takes eight times as long.
+        probability, found by bisection; takes eight times as long. Warns of images that lose their
+        class at 0.1.
     steps, lr
         Updates of Adam, and its learning rate.
     samples
@@ -500,6 +502,11 @@ class InformationBottleneck:
             found, *_ = self._optimised(replace(batch, beta=middle.exp()), noise)
             keeps = found.probability >= KEPT * found.open_probability
             low, high = torch.where(keeps, middle, low), torch.where(keeps, high, middle)
+        if lost := int((low == math.log(BETAS[0])).sum()):
+            warnings.warn(
+                f"{lost} of {len(low)} lose their class even at β {BETAS[0]}: see probability",
+                stacklevel=4,
+            )
         return low.exp()
 
     def _optimised(
