@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, no fork")
 
 RUNNER = """
-import json, multiprocessing, os, sys
+import json, multiprocessing, os, signal, sys
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -81,6 +81,7 @@ if __name__ == "__main__":
         child = os.fork()
         if not child:
             os.setsid()  # so that the processes it starts are found
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored it
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             DO[name](*arguments)
             os._exit(0)
