@@ -1,6 +1,6 @@
 """Does a ranking on photomontages hang on the seam of what was pasted? EfficientNet-Lite0.
 
-    python -m benchmarks.seams             # needs `make photos`; an hour on two cores
+    python -m benchmarks.seams             # needs `make photos`; half an hour
 
 Test montages in three forms: with soft edges, as everywhere else; with *hard edges*, the object
 cut along its mask; and *null paste*, where the pixels within the mask are those of another
@@ -33,7 +33,7 @@ METHODS = (
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()

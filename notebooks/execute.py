@@ -18,6 +18,8 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 LIVE = "application/vnd.jupyter.widget-view+json"
+KEPT = ("slideshow", "tags")
+"""Metadata of a cell that its author set."""
 LARGEST, ALTOGETHER = 2_000_000, 12_000_000
 """Bytes that one notebook, and all of them, may have."""
 
@@ -50,8 +52,7 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     }
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02d}"
-        kept = ("slideshow", "tags")
-        cell.metadata = {key: cell.metadata[key] for key in kept if key in cell.metadata}
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in KEPT}
         if cell.cell_type == "code":
             cell.outputs = [still(output) for output in cell.outputs if not is_volatile(output)]
     return notebook

@@ -184,7 +184,7 @@ def test_the_marker_and_thin_lines_are_drawn():
         columns.append(np.nonzero((page == PALE).all((0, 2)))[0].mean())
     assert columns[1] - columns[0] == pytest.approx(0.5 * (WIDTH - 2 * MARGIN - 14 - 60), abs=2)
     thin = curve([0, 1], [*lines, ([0.5, 0.5], module.PALE)])
-    thick = curve([0, 1], [*lines, ([0.5, 0.5], "#116622")])
+    thick = curve([0, 1], [*lines, ([0.5, 0.5], module.COLOURS[2])])
     plain = curve([0, 1], lines)
     assert 0 < (thin != plain).any(2).sum() < (thick != plain).any(2).sum()
 

@@ -8,10 +8,10 @@ from html import escape
 
 import ipywidgets as widgets
 
-from riba.show.panels.paint import SHOWN
+from riba.show.panels.paint import COLOURS, SHOWN
 
 BADGES = {
-    "current": ("#116622", "the picture shows these settings"),
+    "current": (COLOURS[2], "the picture shows these settings"),
     "stale": ("#BB8800", "the picture shows former settings"),
     "computing": ("#4477AA", "computing …"),
     "failed": ("#CC3311", "failed"),

@@ -334,7 +334,7 @@ class Page:
 
     def cross(self, x: float, y: float) -> None:
         """A cross that can be seen on any ground."""
-        for colour, thick in (("white", 5), ("#116622", 2)):
+        for colour, thick in (("white", 5), (COLOURS[2], 2)):
             self.rectangle(x - 8, y - thick / 2, 16, thick, colour)
             self.rectangle(x - thick / 2, y - 8, thick, 16, colour)
 
