@@ -17,8 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.transforms.functional import center_crop
-from zennit.core import Hook
-from zennit.rules import Epsilon, ZPlus
+from zennit.rules import ZPlus
 
 from riba.compare import metrics
 from riba.method import bottleneck, network, relevance, rules
@@ -105,8 +104,11 @@ OBJECTS = {name: (values, TWO > 0.7, TWO < 0.2) for name, (values, _) in MAPS.it
 MOSAICS = {"signed values": (ONE - 0.4, CELL), "an empty map": (0 * ONE, CELL)}
 MOSAICS |= {"a map of negative values": (-ONE, CELL)}
 """Maps with a cell."""
-CELLS = {"a square mask": (_random(8, 8) > 0.6, 4), "a mask that is not square": (MASK, 2)}
-"""Masks, and the stride."""
+ROWS, COLUMNS = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
+DISC, LINE = (ROWS - 15) ** 2 + (COLUMNS - 20) ** 2 < 120, (COLUMNS > 9) & (COLUMNS < 12)
+OUTLINES = {"a disc": (DISC, [2, 4, 8, 16]), "a line": (LINE, [1, 2, 4, 8])}
+OUTLINES |= {"strides in another order": (DISC, [16, 2, 8, 4])}
+"""Masks, and strides of which at least one is fine enough."""
 BITS = {"a square map": (_random(4, 4), 16), "a map that is not square": (_random(3, 5), 7)}
 """Maps of bits, and the size to enlarge them to; plain interpolation changes the second's total."""
 NATS, FEATURES = _random(2, 2, 3, 4, 4)
@@ -115,16 +117,14 @@ UNITS = {"inactive units": (NATS, SIGNED.clamp(min=0)), "negative features": (NA
 """Nats and features, of which only those in the first channel are all positive."""
 LOCATIONS = {"positive features": (NATS, FEATURES), "negative features": (NATS, SIGNED)}
 """Nats and features, at no location all zero or below."""
-R, *NOISE = 0.05 + 0.9 * _random(4, 2, 3, 4)
-GAUSSIANS = {"positive features": (3 * R, *NOISE), "negative features": (-3 * R, *NOISE)}
-"""Features, their mean and standard deviation, and λ."""
-PIXELS = {"positive pixels": (3 * R, *NOISE[1:]), "negative pixels": (-3 * R, *NOISE[1:])}
-"""Pixels, λ and the prior's share m."""
+OPEN = {"a block of λ": (0.95 * _random(2, 3, 4),), "λ near 1": (1 - 0.01 * _random(7),)}
+"""Shares that pass, below 1."""
 X, LAYER = _random(6), (_random(4, 6, seed=1) - 0.4, _random(4, seed=2))
 DENSE = {"positive inputs": (X, *LAYER), "negative inputs": (X - 0.5, *LAYER)}
 """Inputs, weights and relevance above of dense layers."""
-DAMPED = {f"{k} and ε = {eps:g}": (*case, eps) for k, case in DENSE.items() for eps in (0.1, 1.0)}
-"""Dense layers, and ε."""
+BIAS = torch.tensor([0.3, -0.2, 0.1, 0.5])
+BIASED = {k: (x, weight, BIAS, above) for k, (x, weight, above) in DENSE.items()}
+"""The same with biases before the relevance."""
 PICTURES = {"a wide picture": (_random(6, 10, 3),), "a tall picture": (_random(9, 5, 3),)}
 """Pictures, H×W×3."""
 BYTES = {"random bytes": ((256 * _random(4, 5, 3)).to(torch.uint8),)}
@@ -153,11 +153,10 @@ def chance(mask: Tensor) -> Tensor:
     return metrics.rank_accuracy(torch.ones(1, *mask.shape), mask[None])[0]
 
 
-@_checker(GAUSSIANS, "the KL of two Gaussians, element by element")
-def capacity(r: Tensor, mean: Tensor, std: Tensor, lambda_: Tensor) -> Tensor:
-    """Notebook 02: nats per element, against ``torch.distributions``."""
-    rest = 1 - lambda_
-    return kl_divergence(Normal(lambda_ * r + rest * mean, rest * std), Normal(mean, std))
+@_checker(OPEN, "to pass exactly tells that it was average")
+def capacity_at_mean(lambda_: Tensor) -> Tensor:
+    """Notebook 02: nats of features at their mean, by λ, against ``torch.distributions``."""
+    return kl_divergence(Normal(0.0, 1 - lambda_.double()), Normal(0.0, 1.0))
 
 
 @_checker(BITS, "larger, and the total stays")
@@ -166,16 +165,12 @@ def enlarge(bits: Tensor, size: int) -> Tensor:
     return bottleneck.to_bits(bits[None, None] * math.log(2), size)[0]
 
 
-@_checker(PIXELS, "only what the prior did not expect is counted")
-def input_capacity(x: Tensor, lambda_: Tensor, m: Tensor) -> Tensor:
-    """Notebook 03: nats beyond the prior at the pixels, against ``torch.distributions``."""
-    return kl_divergence(Normal(lambda_ * x, 1 - lambda_), Normal(lambda_ * m * x, 1 - lambda_ * m))
-
-
-@_checker(CELLS, "no map at this layer can know more")
-def best_at_stride(mask: Tensor, stride: int) -> Tensor:
-    """Notebook 03: the share of every cell that lies on the object."""
-    return nn.functional.avg_pool2d(mask.double()[None, None], stride)[0, 0]
+@_checker(OUTLINES, "the thinner an object, the finer the layer must be")
+def coarsest(mask: Tensor, strides: list[int]) -> int:
+    """Notebook 03: the largest stride whose ceiling ranks nine in ten pixels right."""
+    masks = mask[None]
+    ceilings = {s: metrics.rank_accuracy(metrics.best_at_stride(masks, s), masks) for s in strides}
+    return max(stride for stride, ceiling in ceilings.items() if ceiling >= 0.9)
 
 
 @_checker(AREAS, "early hits count more than late ones")
@@ -205,19 +200,19 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
 @_checker(DENSE, "never negative, and nothing lost")
 def z_plus(x: Tensor, weight: Tensor, above: Tensor) -> Tensor:
     """Notebook 04: the z⁺ rule of a dense layer, against Zennit's."""
-    return _below_dense(ZPlus(rules.STABILISER), x, weight, above)
+    return _z_plus(x, weight, torch.zeros(len(weight)), above)
 
 
-@_checker(DAMPED, "the larger ε, the more it keeps", 1e-3)
-def epsilon(x: Tensor, weight: Tensor, above: Tensor, eps: float) -> Tensor:
-    """Notebook 04: the ε rule of a dense layer, against Zennit's."""
-    return _below_dense(Epsilon(eps), x, weight, above)
+@_checker(BIASED, "what a bias takes, no pixel gets", 1e-3)
+def lost_to_biases(x: Tensor, weight: Tensor, bias: Tensor, above: Tensor) -> Tensor:
+    """Notebook 04: share that the biases of a dense layer take by the z⁺ rule, against Zennit's."""
+    return 1 - _z_plus(x, weight, bias, above).sum() / above.sum()
 
 
-def _below_dense(rule: Hook, x: Tensor, weight: Tensor, above: Tensor) -> Tensor:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight.data = weight
-    return rules.hand_down(rule, layer, x[None], above[None])[0]
+def _z_plus(x: Tensor, weight: Tensor, bias: Tensor, above: Tensor) -> Tensor:
+    layer = nn.Linear(*reversed(weight.shape))
+    layer.weight.data, layer.bias.data = weight, bias
+    return rules.hand_down(ZPlus(rules.STABILISER), layer, x[None], above[None])[0]
 
 
 @_checker(UNITS, "the rest says that something is absent")

@@ -28,10 +28,11 @@ def chance(mask):
     return pixels.count(True) / len(pixels)
 
 
-def capacity(r, mean, std, lambda_):
-    new_mean, new_std = lambda_ * r + (1 - lambda_) * mean, (1 - lambda_) * std
-    spread = (new_std**2 + (new_mean - mean) ** 2) / (2 * std**2)
-    return (std / new_std).log() + spread - 0.5
+def capacity_at_mean(lambda_):
+    values = [
+        0.5 * ((1 - x) ** 2 - 1) - math.log(1 - x) for x in lambda_.double().flatten().tolist()
+    ]
+    return torch.tensor(values).reshape(lambda_.shape)
 
 
 def enlarge(bits, size):
@@ -47,12 +48,12 @@ def z_plus(x, w, relevance):
     return below
 
 
-def epsilon(x, w, relevance, eps):
-    below = torch.zeros_like(x)
-    for row, r in zip(w, relevance, strict=True):
-        z = (row * x).sum()
-        below += row * x / (z + eps * torch.sign(z)) * r
-    return below
+def lost_to_biases(x, w, bias, relevance):
+    lost = 0.0
+    for row, b, r in zip(w.tolist(), bias.tolist(), relevance.tolist(), strict=True):
+        helped = sum(max(w_i * x_i, 0) for w_i, x_i in zip(row, x.tolist(), strict=True))
+        lost += r * max(b, 0) / (helped + max(b, 0))
+    return lost / relevance.sum().item()
 
 
 def active_share(nats, features):
@@ -68,19 +69,23 @@ def spread(nats, features):
     return out
 
 
-def input_capacity(x, lambda_, m):
-    v = ((1 - lambda_) / (1 - m * lambda_)) ** 2
-    mu = lambda_ * (1 - m) * x / (1 - m * lambda_)
-    return -0.5 * (1 + v.log() - mu**2 - v)
-
-
-def best_at_stride(mask, stride):
+def cells_of(mask, stride):
     rows, columns = (side // stride for side in mask.shape)
     out = torch.zeros(rows, columns)
     for i, j in np.ndindex(rows, columns):
         cell = mask[i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
         out[i, j] = cell.sum() / stride**2
     return out
+
+
+def coarsest(mask, strides, enough=0.9, mode="bilinear", best=max):
+    fine = []
+    for stride in strides:
+        ceiling = F.interpolate(cells_of(mask, stride)[None, None], mask.shape, mode=mode)[0, 0]
+        on_top = ceiling.flatten().argsort(descending=True, stable=True)[: int(mask.sum())]
+        if mask.flatten()[on_top].double().mean() >= enough:
+            fine.append(stride)
+    return best(fine)
 
 
 def allocation_area(values, mask):
@@ -105,17 +110,12 @@ def middle(picture):
 
 # checker: the right answer, and wrong ones of the right shape
 TABLE = {
-    "input_capacity": (
-        input_capacity,
-        lambda x, lambda_, m: input_capacity(x, lambda_, torch.zeros_like(m)),
-        lambda x, lambda_, m: input_capacity(x, lambda_, 1 - m),
-        lambda x, lambda_, m: input_capacity(x, lambda_, m) / math.log(2),
-    ),
-    "best_at_stride": (
-        best_at_stride,
-        lambda mask, stride: mask[::stride, ::stride].double(),
-        lambda mask, stride: best_at_stride(mask, stride) * stride**2,
-        lambda mask, stride: best_at_stride(mask, stride).round(),
+    "coarsest": (
+        coarsest,
+        lambda mask, strides: coarsest(mask, strides, best=min),
+        lambda mask, strides: coarsest(mask, strides, enough=0.97),
+        lambda mask, strides: coarsest(mask, strides, enough=0.5),
+        lambda mask, strides: max(strides),
     ),
     "grid_pointing": (
         lambda values, cell: (
@@ -170,13 +170,14 @@ TABLE = {
         lambda mask: mask.sum(),
         lambda mask: 1 - mask.float().mean(),
     ),
-    "capacity": (
-        capacity,
-        lambda r, mean, std, lambda_: -capacity(r, mean, std, lambda_),
-        lambda r, mean, std, lambda_: capacity(r, mean, std, lambda_) / math.log(2),
-        lambda r, mean, std, lambda_: capacity(r, mean, std, lambda_) + 0.5,
-        lambda r, mean, std, lambda_: capacity(r - mean, 0 * mean, std.sqrt(), lambda_),
-        lambda r, mean, std, lambda_: capacity(r, mean, std, 1 - lambda_),
+    "capacity_at_mean": (
+        capacity_at_mean,
+        lambda lambda_: 0 * lambda_,
+        lambda lambda_: -capacity_at_mean(lambda_),
+        lambda lambda_: capacity_at_mean(lambda_) / math.log(2),
+        lambda lambda_: -torch.log(1 - lambda_),
+        lambda lambda_: capacity_at_mean(1 - lambda_.clamp(min=0.01)),
+        lambda lambda_: capacity_at_mean(lambda_) + lambda_**2 / 2,
     ),
     "enlarge": (
         enlarge,
@@ -191,11 +192,12 @@ TABLE = {
         lambda x, w, relevance: z_plus(torch.ones_like(x), w, relevance),
         lambda x, w, relevance: relevance.sum() * x / x.sum(),
     ),
-    "epsilon": (
-        epsilon,
-        lambda x, w, relevance, eps: epsilon(x, w, relevance, 0.0),
-        lambda x, w, relevance, eps: x * (w.T @ (relevance / (w @ x + eps))),
-        lambda x, w, relevance, eps: z_plus(x, w, relevance),
+    "lost_to_biases": (
+        lost_to_biases,
+        lambda x, w, b, above: 1 - lost_to_biases(x, w, b, above),
+        lambda x, w, b, above: lost_to_biases(x, w, b.abs(), above),
+        lambda x, w, b, above: lost_to_biases(x, w, b, above) * above.sum(),
+        lambda x, w, b, above: (b.clamp(min=0) / (b.clamp(min=0) + (w * x).sum(1))).mean(),
     ),
     "active_share": (
         active_share,
@@ -275,10 +277,10 @@ MISTAKES = {
         lambda mask: mask.sum() / len(mask) ** 2,
         "a mask that is not square",
     ),
-    "capacity of r+": (
-        "capacity",
-        lambda r, *noise: capacity(r.clamp(min=0), *noise),
-        "negative features",
+    "λ kept from 1": (
+        "capacity_at_mean",
+        lambda lambda_: capacity_at_mean(lambda_.clamp(max=0.95)),
+        "λ near 1",
     ),
     "enlarged by the factor only": (
         "enlarge",
@@ -289,16 +291,12 @@ MISTAKES = {
         "a map that is not square",
     ),
     "enlarged with aligned corners": ("enlarge", with_corners, "a square map"),
-    "pixels below zero left out": (
-        "input_capacity",
-        lambda x, lambda_, m: input_capacity(x.clamp(min=0), lambda_, m),
-        "negative pixels",
+    "the last that fits": (
+        "coarsest",
+        lambda mask, strides: coarsest(mask, strides, best=lambda fine: fine[-1]),
+        "strides in another order",
     ),
-    "best as if square": (
-        "best_at_stride",
-        lambda mask, stride: best_at_stride(mask[:, : len(mask)], stride),
-        "a mask that is not square",
-    ),
+    "every object as thick as a disc": ("coarsest", lambda mask, strides: 8, "a line"),
     "area by size": (
         "allocation_area",
         lambda values, mask: allocation_area(values.abs(), mask),
@@ -354,10 +352,10 @@ MISTAKES = {
         lambda x, w, above: z_plus(x.clamp(min=0), w.clamp(min=0), above),
         "negative inputs",
     ),
-    "epsilon of positive inputs": (
-        "epsilon",
-        lambda x, *rest: epsilon(x.clamp(min=0), *rest),
-        "negative inputs and ε = 0.1",
+    "biases beside positive weights": (
+        "lost_to_biases",
+        lambda x, w, b, above: lost_to_biases(x.clamp(min=0), w, b, above),
+        "negative inputs",
     ),
     "active where not zero": (
         "active_share",
@@ -503,5 +501,5 @@ def test_what_is_no_number_is_rejected(thing):
 
 
 def test_a_verdict_is_the_same_every_time():
-    wrong = TABLE["capacity"][1]
-    assert checks.capacity(wrong) == checks.capacity(wrong)
+    wrong = TABLE["chance"][1]
+    assert checks.chance(wrong) == checks.chance(wrong)
