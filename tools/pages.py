@@ -26,8 +26,8 @@ HEADLINE = {
     "guided-grad-cam": "Guided Grad-CAM",
     "lrp-epsilon-plus": "LRP (ε, z⁺)",
     "relevance-iba": "**Relevance-IBA**, as published",
-    "relevance-iba-detail": "**several depths**, `relevance-iba-detail`",
-    "capacity-product-squared": "the same without LRP",
+    "relevance-iba-detail-separate": "**several depths**, `relevance-iba-detail-separate`",
+    "capacity-product-squared-separate": "the same without LRP",
 }
 """Methods of the short table."""
 RIVALS = {
@@ -38,17 +38,19 @@ RIVALS = {
     "input-iba": "InputIBA",
 }
 """What the publication compares with, besides IBA."""
-PLAIN, OURS, CONTROL = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
-ALONE = "-separate"
-"""Behind the name of a form with several depths: found at each by itself."""
+PLAIN, TOGETHER, WITHOUT = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
+"""The published form; that of several depths, found together; and its information without LRP."""
+OURS, CONTROL = f"{TOGETHER}-separate", f"{WITHOUT}-separate"
+"""The same two with a bottleneck by itself at each depth."""
 NO_LRP = {
     "iba": "IBA",
     "iba-joint": "the shallowest of joint bottlenecks",
     "iba-depth-2": "IBA at the second depth",
     "iba-depth-3": "IBA at the third depth",
     "capacity-product": "the product of joint capacities",
-    CONTROL: "the product of joint capacities, the shallowest twice",
+    WITHOUT: "the product of joint capacities, the shallowest twice",
     "capacity-product-separate": "the product of capacities found at each depth alone",
+    CONTROL: "the product of capacities found at each depth alone, the shallowest twice",
 }
 """Maps of a bottleneck's information that nothing was propagated for."""
 SMOOTH = ", smoothed 8 px"
@@ -188,11 +190,11 @@ def verdict(scenes: World, photos: World) -> str:
         "Than the publication's other rivals?": f"As they are, it is ahead of {beaten()}; once "
         f"they are smoothed, of {beaten(SMOOTH)}.",
         "With several depths?": f"`{OURS}` is, against IBA, {against(OURS, 'iba')} in area, and "
-        f"{against(OURS, 'iba', MASS)} in mass on the object ({on_object}). With a bottleneck by "
-        f"itself at each depth (`{OURS}{ALONE}`) it is, in area, {against(OURS + ALONE, 'iba')}.",
+        f"{against(OURS, 'iba', MASS)} in mass on the object ({on_object}). With bottlenecks "
+        f"optimised together (`{TOGETHER}`) it is, in area, {against(TOGETHER, 'iba')}.",
         "Thanks to LRP?": "Against the same information without LRP that form is "
-        f"{against(OURS, CONTROL)} (with a bottleneck by itself at each depth "
-        f"{against(OURS + ALONE, CONTROL + ALONE)}); the best map without LRP is "
+        f"{against(OURS, CONTROL)} (optimised together {against(TOGETHER, WITHOUT)}); the best map "
+        "without LRP is "
         f"{each(without_lrp)}.",
         "Is the detail the image's own?": "Own less another image's detail, in insertion, on "
         f"validation scenes and photographs: {nats} for the nats that the published form "
@@ -200,7 +202,8 @@ def verdict(scenes: World, photos: World) -> str:
     }
     lines = [f"- **{question}** {answer}" for question, answer in answers.items()]
     advice = (
-        "So read *where* from information at several depths, propagated or not; compare a map "
+        f"*Ahead* and *behind* are sure in pairs (p < {SIGNIFICANT}), as a small difference can be "
+        "and a larger one need not. So read *where* from information at several depths, propagated or not; compare a map "
         "that LRP propagated as it is and smoothed; and take no contour for evidence."
     )
     return "\n".join([*lines, "", advice])

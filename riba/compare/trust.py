@@ -1,4 +1,4 @@
-"""Can a map be trusted? Randomised weights, shuffled channels, mosaics of several scenes.
+"""Can a map be trusted? Randomised weights, transplanted detail, mosaics of several scenes.
 
 None of these ranks methods; each is a way to catch a map that does not depend on what it claims to
 explain (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018; Sixt et al., "When
@@ -28,8 +28,8 @@ UNDER_TEST = {
     "Relevance-IBA": "relevance-iba",
     "joint": "relevance-iba-joint",
     "cascade": "relevance-iba-cascade",
-    "detail": "relevance-iba-detail",
-    "no LRP": "capacity-product-squared",
+    "detail": "relevance-iba-detail-separate",
+    "no LRP": "capacity-product-squared-separate",
 }
 """Methods that are put to the test, by their label; the last is the strongest control."""
 
@@ -81,17 +81,6 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     ranks, other = (r - r.mean(1, keepdim=True) for r in flat)
     correlation = (ranks * other).sum(1) / (ranks.norm(dim=1) * other.norm(dim=1))
     return correlation.to(maps.device)
-
-
-def shuffled_channels(relevance: Tensor, seed: int = 0) -> Tensor:
-    """Relevance (B×C×h×w) with the channels of every location in another order.
-
-    The same order for every image, another at each location; the location's total stays.
-    """
-    _, channels, *size = relevance.shape
-    draw = torch.Generator().manual_seed(seed)
-    order = torch.rand(channels, *size, generator=draw).argsort(0).to(relevance.device)
-    return relevance.gather(1, order.expand_as(relevance))
 
 
 def transplanted(maps: Tensor, blobs: Tensor, width: float = 4.0, shift: int = 0) -> Tensor:
