@@ -2,6 +2,8 @@
 
     python -m benchmarks.detail                          # the bundled network, validation scenes
     python -m benchmarks.detail efficientnet-lite0 --scenes 24 --few --batch 12    # photomontages
+    python -m benchmarks.detail --strengths --scenes 48 --batch 12                 # and test scenes
+    python -m benchmarks.detail efficientnet-lite0 --strengths --scenes 36 --batch 12
 
 The second needs what `make photos` gets. Minutes on a GPU; half an hour and more on two cores.
 Many ways of propagating the information of a bottleneck to the pixels, each beside its controls:
@@ -9,6 +11,8 @@ the same information enlarged, without LRP (``blob``); the same map smoothed by 
 and its detail (map ÷ map smoothed by 4 pixels) multiplied to one and the same blob, beside the
 detail *of another image* multiplied to that blob. The blob is the product of the capacities of all
 depths, found separately, with the shallowest but one counted twice. β is 10, as published.
+With ``--strengths``: how much of which detail a score takes (``relevance-iba-detail-separate``),
+on validation pictures, and with ``--split test`` that of the method alone, in rows of its own.
 Writes the network's rows of ``benchmarks/detail.csv``: means with intervals over groups of scenes,
 and of own less transplanted detail the paired difference with Holm's p.
 """
@@ -16,7 +20,7 @@ and of own less transplanted detail the paired difference with Holm's p.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -125,39 +129,68 @@ def _smoothed_on_the_way(b: Batch, layer: str) -> Tensor:
     return smooth(b.down(layer, start), 1.0)
 
 
+STRENGTHS = {
+    "product × detail": (4.0, 0.0, 1.0),
+    "product × √detail": (4.0, 0.0, 0.5),
+    "product × √detail of 8 px": (8.0, 0.0, 0.5),
+    "product × detail of 2 to 8 px": (8.0, 2.0, 1.0),
+    "product × √detail of 2 to 8 px": (8.0, 2.0, 0.5),
+}
+"""Pixels that the detail is finer than, and coarser than; its power."""
+METHOD = "product × √detail"
+"""The strength of ``relevance-iba-detail-separate``."""
+
+
+def strengths(b: Batch, chosen: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """The product of capacities times some of the detail of logit × nats, own and another's."""
+    depths = [b.at(layer) for layer in b.wb.depths]
+    start = depths[-1]
+    product = capacity_product((depth.nats for depth in (*depths, start)), b.size)
+    yield "IBA", "", depths[0].bits(b.size)
+    yield "product", "", product
+    net = b.wb.explicit((start.layer,), b.images)
+    logit = relevance.lrp(net, b.images, b.targets, "gamma", layer=start.layer)
+    arrived = b.down(start.layer, logit * start.nats).clamp(min=0)
+    for name in chosen:
+        width, sigma, power = STRENGTHS[name]
+        fine = relevance.detail(smooth(arrived, sigma), width) ** power
+        yield name, " | own detail", product * fine
+        yield name, " | transplanted", product * fine.roll(-SHIFTS[0], 0)
+
+
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def forms(b: Batch, name: str, maps: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A map and its controls, by what is written behind its name."""
-    yield "", maps
-    for width in WIDTHS:
-        yield f" | smoothed {width:g} px", smooth(maps, width)
-    if name != "blob":
-        blobs = b.blobs()
-        yield " | own detail", trust.transplanted(maps, blobs, WIDTHS[0])
-        for shift in SHIFTS:
-            yield " | transplanted", trust.transplanted(maps, blobs, WIDTHS[0], shift)
+def with_controls(b: Batch, few: bool) -> Iterator[tuple[str, str, Tensor]]:
+    """All candidates and their controls, by name and what is written behind it."""
+    for name, maps in candidates(b, few):
+        yield name, "", maps
+        for width in WIDTHS:
+            yield name, f" | smoothed {width:g} px", smooth(maps, width)
+        if name != "blob":
+            blobs = b.blobs()
+            yield name, " | own detail", trust.transplanted(maps, blobs, WIDTHS[0])
+            for shift in SHIFTS:
+                yield name, " | transplanted", trust.transplanted(maps, blobs, WIDTHS[0], shift)
 
 
-def measured(b: Batch, few: bool) -> Iterator[pd.DataFrame]:
-    """Rows of the tidy table."""
+def measured(b: Batch, maps: Iterable[tuple[str, str, Tensor]]) -> Iterator[pd.DataFrame]:
+    """Rows of the tidy table, of maps by name and form."""
     band = metrics.border_band(b.masks)
     samples = [{"sample": s.name, "group": s.group or s.name} for s in b.samples]
-    for name, maps in candidates(b, few):
-        for form, variant in forms(b, name, maps):
-            values = {}
-            if "transplanted" not in form:
-                for metric in LOCALISATION:
-                    values[metric] = metrics.LOCALISATION[metric](variant, b.masks, band)
-            if "smoothed" not in form:
-                for metric in ("insertion", "deletion"):
-                    measure = metrics.FAITHFULNESS[metric]
-                    values[metric] = measure(b.wb.model, b.images, b.targets, variant)
-            for metric, scores in values.items():
-                mask = "banded" if metric in LOCALISATION else "none"
-                frame = pd.DataFrame(samples).assign(value=scores.cpu())
-                yield frame.assign(method=name + form, metric=metric, mask=mask)
+    for name, form, variant in maps:
+        values = {}
+        if "transplanted" not in form:
+            for metric in LOCALISATION:
+                values[metric] = metrics.LOCALISATION[metric](variant, b.masks, band)
+        if "smoothed" not in form:
+            for metric in ("insertion", "deletion"):
+                measure = metrics.FAITHFULNESS[metric]
+                values[metric] = measure(b.wb.model, b.images, b.targets, variant)
+        for metric, scores in values.items():
+            mask = "banded" if metric in LOCALISATION else "none"
+            frame = pd.DataFrame(samples).assign(value=scores.cpu())
+            yield frame.assign(method=name + form, metric=metric, mask=mask)
 
 
 def summarised(table: pd.DataFrame) -> pd.DataFrame:
@@ -176,12 +209,20 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(found, how="left", on=["method", "metric", "mask"])
 
 
+def _replaced(old: pd.DataFrame, fresh: pd.DataFrame, strengths_alone: bool) -> pd.Series:
+    """Rows of the network; of the two kinds of rows those that were measured."""
+    of_strengths = old["method"].str.startswith("product") | (old["method"] == "IBA")
+    return (old["network"] == fresh["network"].iloc[0]) & (of_strengths == strengths_alone)
+
+
 def main() -> None:
     """Measure one network; the rows of others stay as they were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", nargs="?", default="scenenet")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--few", action="store_true", help="the candidates that matter most")
+    parser.add_argument("--strengths", action="store_true", help="how much of which detail, alone")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--batch", type=int, default=64, help="detail comes from the same batch")
     parser.add_argument("--weights", help="a file of weights in place of the network's own")
     parser.add_argument("--device", help="cuda, or cpu")
@@ -189,19 +230,18 @@ def main() -> None:
     arguments = parser.parse_args()
     data = "photos" if arguments.network == "efficientnet-lite0" else None
     wb = riba.load(arguments.network, data=data, weights=arguments.weights, device=arguments.device)
-    scenes, _ = select(wb, wb.validation, arguments.scenes)
-    starts = range(0, len(scenes), arguments.batch)
-    batches = (
-        Batch(wb, [scenes[i] for i in range(s, min(s + arguments.batch, len(scenes)))])
-        for s in starts
-    )
-    rows = [
-        row for b in tqdm(batches, "batches", len(starts)) for row in measured(b, arguments.few)
-    ]
+    scenes, _ = select(wb, getattr(wb, arguments.split), arguments.scenes)
+    last = arguments.split == "test"
+    ways = [METHOD] if last else list(STRENGTHS)
+    rows = []
+    for start in tqdm(range(0, len(scenes), arguments.batch), "batches"):
+        b = Batch(wb, [scenes[i] for i in range(len(scenes))[start : start + arguments.batch]])
+        maps = strengths(b, ways) if arguments.strengths else with_controls(b, arguments.few)
+        rows += measured(b, maps)
     fresh = summarised(pd.concat(rows, ignore_index=True))
-    fresh.insert(0, "network", arguments.network)
-    old = [pd.read_csv(arguments.out)] if arguments.out.is_file() else []
-    kept = [table[table["network"] != arguments.network] for table in old]
+    fresh.insert(0, "network", f"{arguments.network}, test" if last else arguments.network)
+    old = pd.read_csv(arguments.out) if arguments.out.is_file() else pd.DataFrame()
+    kept = [old[~_replaced(old, fresh, arguments.strengths)]] if len(old) else []
     table = pd.concat([*kept, fresh], ignore_index=True)
     table.to_csv(arguments.out, index=False, float_format="%.5g")
     print(fresh.pivot_table("mean", "method", "metric", sort=False).round(3).to_string())

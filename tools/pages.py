@@ -203,8 +203,9 @@ def verdict(scenes: World, photos: World) -> str:
     lines = [f"- **{question}** {answer}" for question, answer in answers.items()]
     advice = (
         f"*Ahead* and *behind* are sure in pairs (p < {SIGNIFICANT}), as a small difference can be "
-        "and a larger one need not. So read *where* from information at several depths, propagated or not; compare a map "
-        "that LRP propagated as it is and smoothed; and take no contour for evidence."
+        "and a larger one need not. So read *where* from information at several depths, propagated "
+        "or not; compare a map that LRP propagated as it is and smoothed; and take no contour for "
+        "evidence."
     )
     return "\n".join([*lines, "", advice])
 
