@@ -417,7 +417,8 @@ def page(table: pd.DataFrame) -> str:
         f"| `fidelity.py` | {fidelities()} | [fidelity.csv](fidelity.csv), "
         "![cost against fidelity](fidelity.png) |",
         "| `detail.py` | does the detail of a map belong to its image? Ways of propagating beside "
-        "the same information without LRP, smoothed maps, and another image's detail | "
+        "the same information without LRP, smoothed maps, and another image's detail; with "
+        "`--strengths`, how much of which detail a score should take | "
         "[detail.csv](detail.csv) |",
         "| `trust.py` | the tests of notebook 07 on a hundred scenes and 24 montages, beside the "
         "control without LRP | [trust.csv](trust.csv) |",
