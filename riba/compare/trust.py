@@ -28,8 +28,8 @@ UNDER_TEST = {
     "Relevance-IBA": "relevance-iba",
     "joint": "relevance-iba-joint",
     "cascade": "relevance-iba-cascade",
-    "detail": "relevance-iba-detail-separate",
-    "no LRP": "capacity-product-squared-separate",
+    "detail": "relevance-iba-detail",
+    "no LRP": "capacity-product-squared",
 }
 """Methods that are put to the test, by their label; the last is the strongest control."""
 
