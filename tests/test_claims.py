@@ -7,6 +7,11 @@ from riba import storage
 from riba.compare import evaluation
 
 BEST = "relevance-iba-cascade"
+SEVERAL = {
+    "relevance-iba-detail": "capacity-product-squared",
+    "relevance-iba-detail-separate": "capacity-product-squared-separate",
+}
+"""Forms with the detail of the class's evidence, and the same information without LRP."""
 RIVALS = (
     *("iba", "input-iba", "lrp-epsilon-plus", "capacity-product", "capacity-product-separate"),
     *("deeplift", "integrated-gradients", "guided-backprop", "guided-grad-cam", "relevance-iba"),
@@ -199,16 +204,28 @@ def test_on_photographs_several_depths_tell_two_objects_apart_with_or_without_lr
     assert photographs["n"]["two_object_contrast", "banded", "iba"] >= 100
     for metric, least in (("two_object_contrast", 0.85), ("object_scene_contrast", 0.65)):
         mean = photographs["mean"][metric, "banded"]
-        for method in ("relevance-iba-detail", "capacity-product-squared"):
+        for method in (*SEVERAL, *SEVERAL.values()):
             assert mean[method] >= least
             assert mean[method] > mean["iba"] > mean["relevance-iba"] > mean["lrp-epsilon-plus"]
 
 
-def test_lrp_adds_little_on_scenes_and_less_than_nothing_on_photographs(compared, photographs):
-    key = ("relevance-iba-detail", "allocation_area", "banded", "capacity-product-squared")
+@pytest.mark.parametrize("several", SEVERAL)
+def test_lrp_adds_little_on_scenes_and_less_than_nothing_on_photographs(
+    compared, photographs, several
+):
+    key = (several, "allocation_area", "banded", SEVERAL[several])
     assert -0.01 < compared.loc[key]["difference"] < 0
     area = photographs["mean"]["allocation_area", "banded"]
-    assert area["relevance-iba-detail"] < area["capacity-product-squared"]
+    assert area[several] < area[SEVERAL[several]]
+
+
+def test_a_bottleneck_by_itself_at_each_depth_aims_well_on_both(photographs):
+    scenes = pd.read_csv(storage.DATA / "evaluation.csv").set_index(["metric", "mask", "method"])
+    ours = "relevance-iba-detail-separate"
+    for world in (scenes["mean"], photographs["mean"]):
+        area, mass = (world[name, "banded"] for name in ("allocation_area", "mass_accuracy"))
+        assert area[ours] > area["iba"] - 0.01
+        assert mass[ours] > mass["iba"] + 0.2
 
 
 def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_scenes(values):
@@ -280,3 +297,14 @@ def test_the_products_find_the_mark_and_one_deep_layer_does_not(trusted):
     assert trusted.loc["honest network: share in the mark"].max() < 0.1
     assert trusted.loc["grid pointing"].idxmin() == "joint"
     assert trusted.loc["randomised: above the bottleneck"].idxmax() == "LRP"
+
+
+@pytest.mark.parametrize(("world", "most"), [("", 0.3), ("photos_", 0.1)])
+def test_several_depths_lead_among_the_first_pixels_and_then_iba(world, most):
+    table = pd.read_csv(storage.DATA / f"{world}evaluation.csv")
+    table = table[(table["mask"] == "banded") & table["metric"].str.startswith("allocation@")]
+    means = table.pivot_table("mean", "metric", "method")
+    budgets = means.index.str.removeprefix("allocation@").astype(float)
+    lead = (means["relevance-iba-detail-separate"] > means["iba"]).set_axis(budgets)
+    assert lead[lead.index <= most].all()
+    assert not lead[lead.index > 1.5 * most].any()
