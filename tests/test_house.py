@@ -22,7 +22,7 @@ FLOORS = (
 )
 """From the ground up: a room imports from its own floor and from those below."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MOST_LINES = {"method": 2101, "testbed": 1315, "compare": 1572, "show": 1290, "beside them": 684}
+MOST_LINES = {"method": 2101, "testbed": 1314, "compare": 1568, "show": 1290, "beside them": 684}
 """Lines of code of each room, as they are: they may fall, and not rise."""
 PUBLIC = (
     *("load", "Workbench", "FeatureStatistics", "InformationBottleneck", "RelevanceIBA"),

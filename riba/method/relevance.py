@@ -247,11 +247,10 @@ def cascade(
         As :func:`descend`.
     """
     start = depths.shallowest
-    size = tuple(images.shape[-2:])
     if smoothing is None:
-        smoothing = size[-1] / start.nats.shape[-1]
+        smoothing = images.shape[-1] / start.nats.shape[-1]
     arrived = smooth(descend(model, start.layer, images, start.nats, composite), smoothing)
-    weights = capacity_product((depth.nats for depth in depths), size)
+    weights = capacity_product((depth.nats for depth in depths), tuple(images.shape[-2:]))
     return _rescaled(arrived * weights[:, None], like=start.nats)
 
 
