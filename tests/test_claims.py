@@ -308,3 +308,13 @@ def test_several_depths_lead_among_the_first_pixels_and_then_iba(world, most):
     lead = (means["relevance-iba-detail-separate"] > means["iba"]).set_axis(budgets)
     assert lead[lead.index <= most].all()
     assert not lead[lead.index > 1.5 * most].any()
+
+
+@pytest.mark.parametrize("network", LOW)
+def test_half_the_detail_keeps_what_it_is_worth_and_costs_half_the_area(detail, network):
+    own = detail.xs((network, "insertion")).loc["product × √detail | own detail"]
+    assert own["difference_low"] > 0
+    area = detail["mean"].xs((network, "allocation_area"))
+    whole, half = (area[f"product × {name} | own detail"] for name in ("detail", "√detail"))
+    assert half > whole - 0.001
+    assert half > area["product"] - 0.006
