@@ -2,10 +2,10 @@
 
     python -m benchmarks.detail                          # the bundled network, validation scenes
     python -m benchmarks.detail efficientnet-lite0 --scenes 24 --few --batch 12    # photomontages
-    python -m benchmarks.detail --strengths --scenes 48 --batch 12                 # and test scenes
+    python -m benchmarks.detail --strengths --scenes 48 --batch 12
     python -m benchmarks.detail efficientnet-lite0 --strengths --scenes 24 --batch 12
 
-The second needs what `make photos` gets. Minutes on a GPU; half an hour and more on two cores.
+Photomontages need what `make photos` gets. Minutes on a GPU; half an hour and more on two cores.
 Many ways of propagating the information of a bottleneck to the pixels, each beside its controls:
 the same information enlarged, without LRP (``blob``); the same map smoothed by 4 and by 8 pixels;
 and its detail (map ÷ map smoothed by 4 pixels) multiplied to one and the same blob, beside the

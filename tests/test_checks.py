@@ -78,10 +78,11 @@ def cells_of(mask, stride):
     return out
 
 
-def coarsest(mask, strides, enough=0.9, mode="bilinear", best=max):
+def coarsest(mask, strides, enough=0.9, best=max):
     fine = []
     for stride in strides:
-        ceiling = F.interpolate(cells_of(mask, stride)[None, None], mask.shape, mode=mode)[0, 0]
+        cells = cells_of(mask, stride)[None, None]
+        ceiling = F.interpolate(cells, mask.shape, mode="bilinear")[0, 0]
         on_top = ceiling.flatten().argsort(descending=True, stable=True)[: int(mask.sum())]
         if mask.flatten()[on_top].double().mean() >= enough:
             fine.append(stride)

@@ -100,7 +100,7 @@ def test_links_lead_somewhere(path):
         assert target.startswith("http") or (FOLDER / target).exists(), target
 
 
-def known_before(everything):
+def defined_in(everything):
     """What a notebook imports and defines, without running the rest of its cells."""
     names = {}
     for cell in everything:
@@ -123,7 +123,7 @@ def test_solutions_pass_their_checkers(path):
         unfinished = {"torch": torch}
         exec(cell.source[: call.start()], unfinished)
         assert not checker(unfinished[name])
-        solution = known_before(everything)
+        solution = defined_in(everything)
         exec(re.search(r"```python\n(.*?)```", following.source, re.DOTALL)[1], solution)
         verdict = checker(solution[name])
         assert verdict, verdict

@@ -41,7 +41,7 @@ RIVALS = {
 PLAIN, TOGETHER, WITHOUT = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
 """The published form; that of several depths, found together; and its information without LRP."""
 OURS, CONTROL = f"{TOGETHER}-separate", f"{WITHOUT}-separate"
-"""The same two with a bottleneck by itself at each depth."""
+"""A bottleneck by itself at each depth, and the square root of the detail; its information."""
 NO_LRP = {
     "iba": "IBA",
     "iba-joint": "the shallowest of joint bottlenecks",
@@ -194,8 +194,7 @@ def verdict(scenes: World, photos: World) -> str:
         f"optimised together (`{TOGETHER}`) it is, in area, {against(TOGETHER, 'iba')}.",
         "Thanks to LRP?": "Against the same information without LRP that form is "
         f"{against(OURS, CONTROL)} (optimised together {against(TOGETHER, WITHOUT)}); the best map "
-        "without LRP is "
-        f"{each(without_lrp)}.",
+        f"without LRP is {each(without_lrp)}.",
         "Is the detail the image's own?": "Own less another image's detail, in insertion, on "
         f"validation scenes and photographs: {nats} for the nats that the published form "
         f"propagates, {logit} where the class's relevance times the nats is propagated.",
