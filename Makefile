@@ -51,7 +51,7 @@ evaluation: $(READY)  ## every method on 200 test scenes: data/*.csv and what qu
 
 photos-evaluation: $(READY)  ## the same on photomontages: data/photos_*; resumes; needs `make photos`
 	$(BIN)/python -m tools.evaluation --network efficientnet-lite0 --data photos --top 5 \
-		--scenes 200 --faithful 16 --pairs 100 --slow 16 --blur 4 8 \
+		--scenes 200 --faithful 48 --pairs 100 --slow 16 --blur 4 8 \
 		--slow-methods input-iba input-iba-nats integrated-gradients smoothgrad occlusion \
 		--pair-methods iba iba-joint relevance-iba relevance-iba-joint relevance-iba-cascade \
 		relevance-iba-detail capacity-product-squared capacity-product-separate \
