@@ -299,15 +299,36 @@ def test_the_products_find_the_mark_and_one_deep_layer_does_not(trusted):
     assert trusted.loc["randomised: above the bottleneck"].idxmax() == "LRP"
 
 
-@pytest.mark.parametrize(("world", "most"), [("", 0.3), ("photos_", 0.1)])
-def test_several_depths_lead_among_the_first_pixels_and_then_iba(world, most):
+def allocation(world):
+    """Mean, low and high of the allocation curves by budget (rows) and method."""
     table = pd.read_csv(storage.DATA / f"{world}evaluation.csv")
     table = table[(table["mask"] == "banded") & table["metric"].str.startswith("allocation@")]
-    means = table.pivot_table("mean", "metric", "method")
-    budgets = means.index.str.removeprefix("allocation@").astype(float)
-    lead = (means["relevance-iba-detail-separate"] > means["iba"]).set_axis(budgets)
-    assert lead[lead.index <= most].all()
-    assert not lead[lead.index > 1.5 * most].any()
+    budget = table["metric"].str.removeprefix("allocation@").astype(float)
+    return table.assign(budget=budget).pivot(index="budget", columns="method")
+
+
+def test_joint_iba_leads_among_the_first_pixels_of_scenes_then_several_depths():
+    mean = allocation("")["mean"].loc[:0.2]
+    assert (mean["iba-joint"] > mean["relevance-iba-detail-separate"]).all()
+    assert (mean["relevance-iba-detail-separate"] > mean["iba"]).all()
+
+
+def test_on_photographs_the_curves_of_several_depths_and_iba_cannot_be_told_apart():
+    table = allocation("photos_")
+    for one, other in (
+        ("iba", "relevance-iba-detail-separate"),
+        ("relevance-iba-detail-separate", "iba"),
+    ):
+        assert (table["low"][one] < table["mean"][other]).all()
+        assert (table["mean"][other] < table["high"][one]).all()
+
+
+@pytest.mark.parametrize("world", ["", "photos_"])
+def test_at_the_calibrated_beta_areas_are_nearly_the_same(world):
+    summary = pd.read_csv(storage.DATA / f"{world}evaluation.csv")
+    area = summary.set_index(["metric", "mask", "method"])["mean"]["allocation_area", "banded"]
+    for name in ("iba", "relevance-iba"):
+        assert abs(area[f"{name}-calibrated"] - area[name]) < 0.03
 
 
 @pytest.mark.parametrize("network", LOW)

@@ -9,7 +9,7 @@ from tools import pages
 
 @pytest.fixture(scope="module")
 def worlds():
-    return [pages.World(*world) for world in pages.WORLDS.items()]
+    return [pages.World(prefix) for prefix in pages.WORLDS]
 
 
 @pytest.mark.parametrize("name", ["verdict", "headline"])
@@ -36,7 +36,9 @@ def test_words_follow_the_numbers(monkeypatch, worlds):
         table = scenes.compared.copy()
         table.loc[key, ["difference", "p_holm"]] = difference, p
         monkeypatch.setattr(scenes, "compared", table)
-        assert f"published form is {said} on drawn scenes" in pages.verdict(scenes, photos)
+        text, word = pages.verdict(scenes, photos), said.split()[0]
+        assert f"at the same layer: area | {said} |" in text
+        assert f"as published is {word} on drawn scenes" in text
 
 
 def test_a_world_without_a_method_is_an_error(worlds):

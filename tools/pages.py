@@ -17,8 +17,11 @@ from riba.storage import DATA
 
 README = DATA.parent / "README.md"
 DETAIL = DATA.parent / "benchmarks" / "detail.csv"
-WORLDS = {"": "drawn scenes", "photos_": "photographs"}
-"""Prefix of a world's tables in ``data/``, and what its pictures are."""
+WORLDS = {
+    "": ("drawn scenes", "scenenet", "features.6"),
+    "photos_": ("photographs", "efficientnet-lite0", "blocks.1"),
+}
+"""Prefix of a world's tables in ``data/``: what its pictures are, its network, the lowest depth."""
 HEADLINE = {
     "iba": "IBA",
     "input-iba": "InputIBA",
@@ -42,18 +45,12 @@ PLAIN, TOGETHER, WITHOUT = "relevance-iba", "relevance-iba-detail", "capacity-pr
 """The published form; that of several depths, found together; and its information without LRP."""
 OURS, CONTROL = f"{TOGETHER}-separate", f"{WITHOUT}-separate"
 """A bottleneck by itself at each depth, and the square root of the detail; its information."""
-NO_LRP = {
-    "iba": "IBA",
-    "iba-joint": "the shallowest of joint bottlenecks",
-    "iba-depth-2": "IBA at the second depth",
-    "iba-depth-3": "IBA at the third depth",
-    "capacity-product": "the product of joint capacities",
-    WITHOUT: "the product of joint capacities, the shallowest twice",
-    "capacity-product-separate": "the product of capacities found at each depth alone",
-    CONTROL: "the product of capacities found at each depth alone, the shallowest twice",
-}
+NO_LRP = (
+    *("iba", "iba-joint", "iba-depth-2", "iba-depth-3"),
+    *("capacity-product", WITHOUT, "capacity-product-separate", CONTROL),
+)
 """Maps of a bottleneck's information that nothing was propagated for."""
-SMOOTH = ", smoothed 8 px"
+SMOOTH, CLASS = ", smoothed 8 px", "logit × nats"
 AREA, MASS = "allocation_area", "mass_accuracy"
 SIGNIFICANT = 0.01
 """Below this p, after Holm, two methods are said to differ."""
@@ -62,8 +59,8 @@ SIGNIFICANT = 0.01
 class World:
     """The tables of one kind of picture."""
 
-    def __init__(self, prefix: str, name: str) -> None:
-        self.name = name
+    def __init__(self, prefix: str) -> None:
+        self.name, self.network, self.lowest = WORLDS[prefix]
         self.summary = pd.read_csv(DATA / f"{prefix}evaluation.csv")
         self.rows = self.summary.set_index(["method", "metric", "mask"])
         table = pd.read_csv(DATA / f"{prefix}comparisons.csv")
@@ -152,61 +149,73 @@ def headline(scenes: World, photos: World) -> str:
     return "\n".join(lines)
 
 
-def of_detail(network: str, layer: str, start: str) -> str:
-    """Insertion gained by a map's own detail over another image's, with its interval."""
+def inserted(world: World, of: str) -> pd.Series:
+    """Insertion of a map's own detail on validation pictures, and its gain over another image's."""
     table = pd.read_csv(DETAIL).set_index(["network", "metric", "method"])
-    row = table.loc[(network, "insertion", f"{start}, z+, from {layer} | own detail")]
-    low, high = row["difference_low"], row["difference_high"]
-    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return table.loc[(world.network, "insertion", f"{of.format(world.lowest)} | own detail")]
 
 
 def verdict(scenes: World, photos: World) -> str:
-    """What the evaluation says, in five answers: their numbers and words follow the tables."""
+    """What the evaluation says: a paragraph and a table; words and numbers follow the tables."""
 
-    def each(say: Callable[[World], str]) -> str:
-        return ", ".join(f"{say(world)} on {world.name}" for world in (scenes, photos))
+    def gain(world: World, start: str) -> str:
+        row = inserted(world, f"{start}, z+, from {{}}")
+        low, high = row["difference_low"], row["difference_high"]
+        return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
-    def against(method: str, over: str, metric: str = AREA) -> str:
-        return each(lambda world: world.verdict(method, over, metric))
-
-    def beaten(suffix: str = "") -> str:
-        return each(lambda world: listed(world.beaten(PLAIN, RIVALS, suffix)))
+    def own_detail(world: World) -> str:
+        found = (inserted(world, of)["mean"] for of in (f"{CLASS}, z+, from {{}}", "random"))
+        own, noise = (f"{value:.3f}" for value in found)
+        return f"{gain(world, CLASS)}; inserts {own}, white noise {noise}"
 
     def without_lrp(world: World) -> str:
         best = max(NO_LRP, key=world.mean)
-        ours = f"`{OURS}` is {world.verdict(OURS, best)}"
-        return f"{NO_LRP[best]} (`{best}`, {world.number(best)}; {ours})"
+        return f"{world.verdict(OURS, best)}: `{best}`, {world.number(best)}"
 
-    smooth = each(lambda w: f"{w.number(PLAIN + SMOOTH)} and {w.number('iba' + SMOOTH)}")
-    on_object = each(lambda w: f"{w.number(OURS, MASS)} against {w.number('iba', MASS)}")
-    places = ("scenenet", "features.6"), ("efficientnet-lite0", "blocks.1")
-    nats, logit = (
-        " and ".join(of_detail(*place, start) for place in places)
-        for start in ("nats", "logit × nats")
-    )
-    answers = {
-        "Than IBA at the same layer?": f"In area, the published form is {against(PLAIN, 'iba')}. "
-        f"Smoothed by 8 pixels, it and IBA have {smooth}.",
-        "Than the publication's other rivals?": f"As they are, it is ahead of {beaten()}; once "
-        f"they are smoothed, of {beaten(SMOOTH)}.",
-        "With several depths?": f"`{OURS}` is, against IBA, {against(OURS, 'iba')} in area, and "
-        f"{against(OURS, 'iba', MASS)} in mass on the object ({on_object}). With bottlenecks "
-        f"optimised together (`{TOGETHER}`) it is, in area, {against(TOGETHER, 'iba')}.",
-        "Thanks to LRP?": "Against the same information without LRP that form is "
-        f"{against(OURS, CONTROL)} (optimised together {against(TOGETHER, WITHOUT)}); the best map "
-        f"without LRP is {each(without_lrp)}.",
-        "Is the detail the image's own?": "Own less another image's detail, in insertion, on "
-        f"validation scenes and photographs: {nats} for the nats that the published form "
-        f"propagates, {logit} where the class's relevance times the nats is propagated.",
+    def several(w: World) -> str:
+        masses = f"{w.number(OURS, MASS)} against {w.number('iba', MASS)}"
+        return f"area {w.verdict(OURS, 'iba')}; mass {w.verdict(OURS, 'iba', MASS)}, {masses}"
+
+    def rivals(world: World) -> str:
+        return "; smoothed: ".join(
+            listed(world.beaten(PLAIN, RIVALS, suffix)) for suffix in ("", SMOOTH)
+        )
+
+    rows: dict[str, Callable[[World], str]] = {
+        "**as published**, against IBA at the same layer: area": lambda w: w.verdict(PLAIN, "iba"),
+        "it and IBA, both smoothed by 8 pixels: area": lambda w: " and ".join(
+            w.number(name + SMOOTH) for name in (PLAIN, "iba")
+        ),
+        "rivals of the publication that it is ahead of": rivals,
+        f"**several depths**, `{OURS}`, against IBA": several,
+        "it, against the same information without LRP: area": lambda w: w.verdict(OURS, CONTROL),
+        "it, against the best map without LRP: area": without_lrp,
+        "**own detail** less another image's, nats propagated: insertion": lambda w: gain(
+            w, "nats"
+        ),
+        "the same, the class's relevance times the nats propagated": own_detail,
     }
-    lines = [f"- **{question}** {answer}" for question, answer in answers.items()]
-    advice = (
-        f"*Ahead* and *behind* are sure in pairs (p < {SIGNIFICANT}), as a small difference can be "
-        "and a larger one need not. So read *where* from information at several depths, propagated "
-        "or not; compare a map that LRP propagated as it is and smoothed; and take no contour for "
-        "evidence."
+    worlds = (scenes, photos)
+    lines = [f"| | {' | '.join(world.name for world in worlds)} |", "|---|---|---|"]
+    lines += [f"| {row} | {' | '.join(map(cell, worlds))} |" for row, cell in rows.items()]
+
+    def each(method: str, metric: str) -> str:
+        words = [world.verdict(method, "iba", metric).split()[0] for world in worlds]
+        return " and ".join(f"{w} on {world.name}" for w, world in zip(words, worlds, strict=True))
+
+    apart = max(abs(world.mean(OURS) - world.mean(CONTROL)) for world in worlds)
+    short = (
+        f"Against IBA, Relevance-IBA as published is {each(PLAIN, AREA)} in area; a map from "
+        f"several depths is {each(OURS, AREA)} in area, {each(OURS, MASS)} in mass on the object. "
+        f"The same information without LRP has an area within {apart:.3f} of it."
     )
-    return "\n".join([*lines, "", advice])
+    advice = (
+        f"*Ahead* and *behind* are sure in pairs (p < {SIGNIFICANT}), as a small difference can "
+        "be; *level* says that none was shown, not that there is none. So read *where* from "
+        "information at several depths, propagated or not; compare a map that LRP propagated as "
+        "it is and smoothed; and take no contour for evidence."
+    )
+    return "\n".join([short, "", *lines, "", advice])
 
 
 def fill_in(page: Path, mark: str, text: str) -> None:
@@ -227,7 +236,7 @@ def fill_in(page: Path, mark: str, text: str) -> None:
 
 def main() -> None:
     """Write all pages."""
-    worlds = [World(*world) for world in WORLDS.items()]
+    worlds = [World(prefix) for prefix in WORLDS]
     texts = {"verdict": verdict(*worlds), "headline": headline(*worlds)}
     for name, text in texts.items():
         (DATA / f"{name}.md").write_text(text + "\n", encoding="utf-8")

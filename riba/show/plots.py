@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -147,7 +147,9 @@ def hits(rgb: Array, values: Array, mask: Array, share: float) -> np.ndarray:
     return grey
 
 
-def show_allocation(ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str]) -> None:
+def show_allocation(
+    ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str], dashed: Collection[str] = ()
+) -> None:
     """Allocation curves with their 95 % bands: precision of the most important pixels by budget.
 
     One pixel on either side of the masks' borders is left out.
@@ -158,6 +160,8 @@ def show_allocation(ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str])
         From :func:`riba.evaluation.summarise`: rows with metric ``allocation@p``.
     methods
         Method to its label.
+    dashed
+        Methods drawn dashed, so that a curve below theirs shows.
     """
     import seaborn as sns
 
@@ -167,7 +171,8 @@ def show_allocation(ax: Axes, summary: pd.DataFrame, methods: Mapping[str, str])
     # of (low, mean, high) the median is the mean, and the band from end to end is the interval
     line = partial(sns.lineplot, x="share", y="precision", estimator="median", ax=ax)
     for place, (method, label) in enumerate(methods.items()):
-        style = {"color": f"C{place % 6}", "linestyle": "-" if place < 6 else "--"}
+        line_style = "--" if method in dashed or place >= 7 else "-"
+        style = {"color": f"C{place % 7}", "linestyle": line_style}
         band = {"alpha": 0.15, "linewidth": 0}
         data = curves[curves["method"] == method]
         line(data, errorbar=("pi", 100), err_kws=band, label=label, legend=False, **style)
