@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from riba import progress, storage
 from riba.compare.methods import METHODS, find_method
 from riba.compare.results import open_folder
-from riba.method.network import layer_names
+from riba.method.network import bytes_of, layer_names
 from riba.show import plots
 from riba.testbed import datasets, segmentation
 from riba.testbed.networks import NETWORKS, input_of, load_weights
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
         try:
             rows.append(explained(wb, image, label, arguments, name))
         except ValueError as error:
-            if wb.statistics is None:
+            if wb.statistics is None and "statistics" in str(error):
                 raise ValueError(f"{error}; pass --reference FOLDER of ordinary photos") from error
             raise
         with storage.whole(arguments.out / TABLE) as part:
@@ -132,14 +132,15 @@ def explained(
     probability = wb.predict(image[None])[0]
     predicted = probability.argmax().item()
     target = predicted if label is None else label
-    digest = hashlib.sha256(image.contiguous().numpy().data).hexdigest()[:16]
+    digest = hashlib.sha256(bytes_of(image)).hexdigest()[:16]
     values = stored_map(path, digest, target)
     if values is None:
-        values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0].cpu()
+        values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0]
+        values = values.to("cpu", torch.promote_types(values.dtype, torch.float32))
         with storage.whole(path.with_suffix(".png")) as part:
             sheet(wb.to_rgb(image).numpy(), values).save(part, "PNG")
         with storage.whole(path) as part, part.open("wb") as file:
-            facts = {"target": target, "probability": probability.numpy(), "photo": digest}
+            facts = {"target": target, "probability": probability.double().numpy(), "photo": digest}
             np.savez(file, map=values.numpy(), **facts)
     return {
         "photo": name,

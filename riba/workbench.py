@@ -237,8 +237,10 @@ class Workbench:
         Raises
         ------
         ValueError
-            A label has no counterpart among the network's classes.
+            A label is missing, or has no counterpart among the network's classes.
         """
+        if any(label is None or label < 0 for label in labels):
+            raise ValueError("a sample has no label: pass class numbers as targets")
         if self.sets is None:
             return torch.as_tensor(labels)
         targets = torch.zeros(len(labels), len(self.class_names), dtype=torch.bool)
@@ -284,16 +286,16 @@ class Workbench:
         return self.logits(self.batch(images)).softmax(dim=1).to(images.device)
 
     def class_number(self, name: str) -> int:
-        """Number of a class by its name, or by its number as text.
+        """Number of a class by its name; else by its number as text.
 
         Raises
         ------
         ValueError
             There is no such class; near matches listed.
         """
-        if name.isdecimal() and int(name) < len(self.class_names):
-            return int(name)
         if name not in self.class_names:
+            if name.isdecimal() and int(name) < len(self.class_names):
+                return int(name)
             near = network.near_matches(name, self.class_names)
             raise ValueError(f"no class {name!r}; {near}")
         return self.class_names.index(name)

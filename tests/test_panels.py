@@ -677,7 +677,7 @@ def test_the_descent_is_that_of_the_package(wb, source):
         _, expected = attributor(image, target)
         assert found.ledger.line(0) == attributor.ledger.line(0)
     else:
-        joint = methods.joint_information(wb, image, target)
+        joint = methods.information(wb, wb.depths, image, target)
         expected = {
             "joint": lambda: relevance.descend(
                 wb.model, joint.shallowest.layer, image, joint.shallowest.nats

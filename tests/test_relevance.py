@@ -498,9 +498,8 @@ def found(net, images, begun):
     """Information at two depths, as a bottleneck would hand it over: relevance and a spotlight."""
     features = network.run_until(net, BELOW, images)
     nats = torch.rand(features.shape, generator=torch.Generator().manual_seed(4))
-    return Depths(
-        (SimpleNamespace(layer=LAYER, nats=begun), SimpleNamespace(layer=BELOW, nats=nats))
-    )
+    shallow = SimpleNamespace(layer=BELOW, nats=nats, features=features)
+    return Depths((SimpleNamespace(layer=LAYER, nats=begun), shallow))
 
 
 def test_a_cascade_is_a_descent_times_the_enlarged_capacities(net, images, found):

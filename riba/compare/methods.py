@@ -139,7 +139,8 @@ class Method:
         for name in settings:
             if name not in self.takes:
                 near = network.near_matches(name, self.takes)
-                raise ValueError(f"{self.function.__name__} has no setting {name!r}; {near}")
+                function = getattr(self.function, "__name__", "the method")
+                raise ValueError(f"{function} has no setting {name!r}; {near}")
         made = replace(self, settings=self.settings | settings)
         if not 0 <= made.blur < math.inf:
             raise ValueError(f"blur must be 0 pixels or more, got {made.blur}")
@@ -206,7 +207,7 @@ class Method:
         if blur:  # what it moves beyond the border is not accounted for
             answers = [(smooth(maps, blur), None) for maps, _ in answers]
         maps, ledgers = zip(*answers, strict=True)
-        ledger = None if None in ledgers else Ledger.joined(ledgers, device)
+        ledger = None if None in ledgers else Ledger.joined(ledgers)
         return torch.cat(maps).detach().to(device).contiguous(), ledger
 
 
@@ -219,7 +220,8 @@ def told(value: object) -> object:
         return value.co_code, value.co_names, [told(constant) for constant in value.co_consts]
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return told(value.__code__), value.__defaults__, [told(content) for content in cells]
+        defaults = value.__defaults__, value.__kwdefaults__
+        return told(value.__code__), *defaults, [told(content) for content in cells]
     if isinstance(value, (str, int, float, tuple, type(None), torch.dtype)):
         return repr(value)
     return cloudpickle.dumps(value)
@@ -481,9 +483,19 @@ def occlusion(q: Query, window: int = 16, stride: int = 8) -> Tensor:
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014. Windows
     of 16×16 pixels every 8.
+
+    Raises
+    ------
+    ValueError
+        The image is smaller than the window.
     """
     from captum.attr import Occlusion
 
+    if min(q.size) < window:
+        raise ValueError(
+            f"images of {'×'.join(map(str, q.size))} are smaller than the window of "
+            f"{window} pixels: pass a smaller window="
+        )
     channels = q.images.shape[1]
     return Occlusion(_logit(q.wb.model)).attribute(
         q.images,
@@ -553,11 +565,6 @@ def _form(
     return wb.explicit((layers,) if isinstance(layers, str) else layers, images)
 
 
-def joint_information(wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0) -> Depths:
-    """Result of bottlenecks at all of ``wb.depths`` together; the last one is kept."""
-    return information(wb, wb.depths, images, targets, seed)
-
-
 def input_information(
     wb: Workbench, images: Tensor, targets: Tensor, seed: int = 0, **settings: object
 ) -> InputInformation:
@@ -596,7 +603,7 @@ def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets:
     """
     digest = hashlib.blake2b()
     for tensor in (images, targets):
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(network.bytes_of(tensor))
     content = (network.state_of(wb.model), images.shape, targets.dtype, digest.digest())
     last = wb.memory.get(key)
     if last is None or last[0] != content:
@@ -644,31 +651,27 @@ def readout_iba(q: Query) -> Tensor:
     return bottleneck.to_bits(nats, q.size)
 
 
+@method("input-iba-nats", unit="nats", nats=True)
 @method("input-iba")
 def input_iba(
-    q: Query, prior: str = "moments", feature_beta: float = 20.0, **settings: object
+    q: Query,
+    prior: str = "moments",
+    feature_beta: float = 20.0,
+    nats: bool = False,
+    **settings: object,
 ) -> Tensor:
     """InputIBA: λ at the pixels averaged over colours, as published. Unsigned, 0–1.
 
     Zhang et al., NeurIPS 2021: β 20, 60 steps; see :mod:`riba.method.input_iba`. As published
-    with ``samples=10, antithetic=False``.
+    with ``samples=10, antithetic=False``. ``input-iba-nats``: its nats beyond the prior, over
+    colours, in place of λ: not the published map, but the unit of the other bottlenecks' maps.
     """
     settings |= {"prior": prior, "feature_beta": feature_beta}
-    return input_information(q.wb, q.images, q.targets, q.seed, **settings).map
+    result = input_information(q.wb, q.images, q.targets, q.seed, **settings)
+    return result.nats.sum(1) if nats else result.map
 
 
-@method("input-iba-nats", unit="nats")
-def input_iba_nats(
-    q: Query, prior: str = "moments", feature_beta: float = 20.0, **settings: object
-) -> Tensor:
-    """InputIBA's information in place of its λ: nats beyond the prior, over colours. Unsigned.
-
-    Not the published map, but the unit that the other bottlenecks are shown in.
-    """
-    settings |= {"prior": prior, "feature_beta": feature_beta}
-    return input_information(q.wb, q.images, q.targets, q.seed, **settings).nats.sum(1)
-
-
+@method("relevance-iba-joint", unit="nats", joint=True)
 @method("relevance-iba-alpha2-beta1", unit="nats", composite="alpha2-beta1")
 @method("relevance-iba-gamma", unit="nats", composite="gamma")
 @method("relevance-iba-calibrated", unit="nats", beta=CALIBRATED)
@@ -678,37 +681,26 @@ def relevance_iba(
     layer: str | None = None,
     source: str = "capacity",
     composite: str | Composite | None = None,
+    joint: bool = False,
     **settings: object,
 ) -> tuple[Tensor, Ledger]:
     """Relevance-IBA from ``layer`` (``wb.layer``): nats per pixel, z⁺, Flat at pixels. Unsigned.
 
     Chen et al., IEEE BigData 2023; see :class:`riba.RelevanceIBA`. With the network's own β:
     ``relevance-iba-calibrated``. Signed where the γ rule (0.25) or the α2β1 rule takes the place of
-    z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``.
+    z⁺: ``relevance-iba-gamma``, ``relevance-iba-alpha2-beta1``. Ours: ``relevance-iba-joint``, from
+    the shallowest of bottlenecks at ``wb.depths`` optimised together.
     """
-    layer = layer or q.wb.layer
-    net, nats = q.propagation(layer, **settings)
+    if joint and layer:
+        raise ValueError("joint bottlenecks sit at wb.depths: pass no layer=")
+    net, nats = q.propagation(q.wb.depths if joint else layer or q.wb.layer, **settings)
     pixels, ledger = relevance.relevance_iba(
-        net, q.images, q.targets, nats, source=source, composite=composite
-    )
-    return pixels.sum(1), ledger
-
-
-@method("relevance-iba-joint", unit="nats")
-def relevance_iba_joint(
-    q: Query,
-    source: str = "capacity",
-    composite: str | Composite | None = None,
-    **settings: object,
-) -> tuple[Tensor, Ledger]:
-    """Relevance-IBA from the shallowest of joint bottlenecks: nats per pixel. Unsigned.
-
-    Ours: the publication's propagation, of nats that all depths of ``wb.depths`` agree on; see
-    :class:`riba.InformationBottleneck`.
-    """
-    net, depths = q.propagation(q.wb.depths, **settings)
-    pixels, ledger = relevance.relevance_iba(
-        net, q.images, q.targets, depths.shallowest, source=source, composite=composite
+        net,
+        q.images,
+        q.targets,
+        nats.shallowest if joint else nats,
+        source=source,
+        composite=composite,
     )
     return pixels.sum(1), ledger
 
@@ -781,7 +773,7 @@ def random(q: Query) -> Tensor:
 
 def _noise(image: Tensor, seed: int) -> Tensor:
     """Noise of the image's size, drawn from its content: the batch around it does not matter."""
-    content = hashlib.blake2b(image.cpu().contiguous().numpy().data, digest_size=6)
+    content = hashlib.blake2b(network.bytes_of(image), digest_size=6)
     draw = torch.Generator().manual_seed(int.from_bytes(content.digest(), "big") + seed)
     return torch.rand(image.shape[-2:], generator=draw).to(image.device)
 

@@ -77,7 +77,10 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     Ties share their mean rank; NaN where a map is constant.
     """
-    flat = (torch.from_numpy(rankdata(m.detach().flatten(1).cpu(), axis=1)) for m in (maps, others))
+    flat = (
+        torch.from_numpy(rankdata(m.detach().flatten(1).cpu().double(), axis=1))
+        for m in (maps, others)
+    )
     ranks, other = (r - r.mean(1, keepdim=True) for r in flat)
     correlation = (ranks * other).sum(1) / (ranks.norm(dim=1) * other.norm(dim=1))
     return correlation.to(maps.device)
@@ -123,7 +126,7 @@ def mosaic(samples: Sequence[datasets.Sample], across: int = 2) -> tuple[Tensor,
     picture = images.unflatten(0, (across, across)).permute(2, 0, 3, 1, 4)
     places = torch.eye(across**2, dtype=torch.bool).unflatten(1, (across, across))
     cells = places.repeat_interleave(height, 1).repeat_interleave(width, 2)
-    return picture.reshape(3, across * height, across * width), labels, cells
+    return picture.reshape(-1, across * height, across * width), labels, cells
 
 
 def tiled(wb: Workbench, across: int = 2) -> Workbench:

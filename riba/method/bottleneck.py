@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from riba import progress
 from riba.method.explicit import Explicit, explicit
-from riba.method.network import check_images, check_targets, class_logit, state_of
+from riba.method.network import check_images, check_logits, check_targets, class_logit, state_of
 from riba.method.statistics import FeatureStatistics, check_statistics
 
 MIN_STD = 0.01
@@ -234,18 +235,25 @@ class Settings:
     precision: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        number = not isinstance(self.beta, str)
         for name, fits, range_ in (
-            ("beta", self.beta >= 0 if number else self.beta == AUTO, f"0 or more, or {AUTO!r}"),
-            ("steps", self.steps >= 1, "1 or more"),
-            ("samples", self.samples >= 1, "1 or more"),
-            ("lr", self.lr > 0, "above 0"),
-            ("sigma", 0 <= self.sigma < math.inf, "0 or more"),
-            ("initial_alpha", math.isfinite(self.initial_alpha), "finite"),
-            ("chunk", self.chunk is None or self.chunk >= 1, "1 or more"),
+            ("beta", self.beta == AUTO or _finite(self.beta, 0), f"0 or more, or {AUTO!r}"),
+            ("steps", _whole(self.steps), "1 or more"),
+            ("samples", _whole(self.samples), "1 or more"),
+            ("lr", _finite(self.lr, 0) and self.lr > 0, "above 0"),
+            ("sigma", _finite(self.sigma, 0), "0 or more"),
+            ("initial_alpha", _finite(self.initial_alpha), "finite"),
+            ("chunk", self.chunk is None or _whole(self.chunk), "1 or more"),
         ):
             if not fits:
-                raise ValueError(f"{name} must be {range_}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {range_}, got {getattr(self, name)!r}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and value >= 1
+
+
+def _finite(value: object, least: float = -math.inf) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and value >= least
 
 
 SEVERAL = Settings(beta=2.0, samples=4)
@@ -541,6 +549,7 @@ class InformationBottleneck:
             for piece in above:
                 values = piece(*values)
                 outputs.append(values[0])
+            check_logits(outputs[-1], len(images[part]))
             return *outputs, *beside
 
         outputs, self.chunk = in_chunks(run, len(images), self.chunk)

@@ -128,8 +128,8 @@ FUNCTIONS: dict[str, str] = {
 """Kinds of functions by name, those of arithmetic aside (:func:`kind`). What a query returns does
 not depend on the values of its tensor, unless it is a tensor itself (``x.T``)."""
 OUT_OF_PLACE = {
-    **{getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul")},
-    operator.itruediv: operator.truediv,
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv")
 }
 RELUS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 """Functional activations that become modules, for methods with a rule for them."""
@@ -484,7 +484,7 @@ class Explicit:
         self._key = _key(model, layers, example)
         # hooks in the model itself would meet other threads
         private = frozen_copy(model, share=True)
-        logits, features = _run(private, layers, example)
+        logits, features = outputs_of(private, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
         self._ruled: dict[str | None, fx.GraphModule] = {}
         self._lock = threading.RLock()
@@ -605,10 +605,16 @@ def dtype_of(model: nn.Module, like: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def _run(
-    model: nn.Module, layers: Sequence[str], example: Tensor
+def outputs_of(
+    model: nn.Module, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and features of one image, by layer in the order of running; refuses odd layers."""
+    """Logits, and features by layer in the order of running; ``model`` is a private copy.
+
+    Raises
+    ------
+    ValueError
+        A layer does not run, runs twice, or returns no maps.
+    """
     features: dict[str, Tensor] = {}
 
     def record(layer: str, output: Tensor) -> None:
@@ -623,7 +629,7 @@ def _run(
 
     hooks = {layer: partial(record, layer) for layer in layers}
     with hooked(model, hooks):
-        logits = logits_of(model, example)
+        logits = logits_of(model, images)
     for layer in layers:
         if layer not in features:
             raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")

@@ -282,6 +282,7 @@ class InputIBA:
         """
         net = self.bottleneck.explicit(images)
         features = self.bottleneck.optimise(net, images, targets)
+        images = images.to(features.nats)  # half precision would stall the optimisation
         targets = check_targets(targets, features.logits)
         tasks = self._prior_tasks(net, images, features)
         with torch.enable_grad():
@@ -337,7 +338,8 @@ class InputIBA:
             with torch.set_grad_enabled(step < settings.steps):
                 lambda_, nats = self.measure(image, alpha, prior)
                 z = lambda_ * image + (1 - lambda_) * (self.std * noise + self.mean)
-                log_p = log_probability(self.model(z), targets)
+                logits = self.model(z.to(next(self.model.parameters(), z).dtype))
+                log_p = log_probability(logits.to(z), targets)
                 loss = -log_p.mean() + settings.beta * nats.mean()
             trace.append(nats.detach().sum())
             if step < settings.steps:

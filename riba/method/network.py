@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +27,17 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(printed.encode(), digest_size=8)
     kept = model.state_dict()
     for name, value in (kept | dict(model.named_buffers())).items():  # also buffers it leaves out
-        value = value.detach().contiguous().cpu()
+        if not isinstance(value, Tensor):  # extra state
+            digest.update(f"{name} {value!r}".encode())
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(value))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor of any type on any device, for a hash."""
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def state_of(model: nn.Module) -> tuple:
@@ -60,7 +66,7 @@ def _settings(module: nn.Module) -> tuple:
     """What a module computes with beside tensors and modules: hooks, numbers, texts, functions."""
     kept = []
     for name, value in vars(module).items():
-        if name.endswith("_hooks"):
+        if name.endswith("_hooks") and isinstance(value, dict):
             kept.append(tuple(value.values()))  # not their ids, which are used again
         elif isinstance(value, (int, float, str, tuple, list)) and not tensors_in(value):
             kept.append((name, repr(value)))
@@ -78,7 +84,8 @@ def layer_names(model: nn.Module) -> list[str]:
 
 
 def names_through(model: nn.Module, layer: str) -> list[str]:
-    """:func:`layer_names` up to ``layer`` and what lies inside it."""
+    """:func:`layer_names` up to ``layer`` and what lies inside it; errors as :func:`find_layer`."""
+    find_layer(model, layer)
     names = layer_names(model)
     last = max(k for k, name in enumerate(names) if f"{name}.".startswith(f"{layer}."))
     return names[: last + 1]
@@ -142,9 +149,7 @@ def takes_any_range(model: nn.Module) -> nn.Module:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the network is; the CPU for one without weights."""
-    return next(
-        (parameter.device for parameter in unwrapped(model).parameters()), torch.device("cpu")
-    )
+    return next(unwrapped(model).parameters(), torch.empty(0, device="cpu")).device
 
 
 def shape_or_type(value: object) -> tuple[int, ...] | str:
@@ -184,6 +189,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise ValueError(f"images must be B×C×H×W, got {tuple(images.shape)}: {instead}")
     if len(images) == 0:
         raise ValueError("the batch of images is empty: pass at least one image")
+    if images.numel() == 0:
+        raise ValueError(f"images of {'×'.join(map(str, images.shape[1:]))} have no pixels")
     if not images.is_floating_point():
         raise ValueError(
             f"images are {images.dtype}: convert to float and normalise as the network expects"
@@ -208,6 +215,23 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         )
 
 
+def check_logits(output: object, count: int) -> Tensor:
+    """What a network returned for ``count`` images, if it is a matrix of logits.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != count:
+        one = "; of one image, too: flatten(1) in place of squeeze()" if count == 1 else ""
+        raise ValueError(
+            f"the network must return logits, images × classes, and not {shape_or_type(output)}: "
+            f"wrap it in a module that does{one}"
+        )
+    return output
+
+
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B×classes) of images that :func:`check_images` has passed.
 
@@ -223,12 +247,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         The outputs look like probabilities: of a softmax, or of sigmoids.
     """
     with errors_in_words(images):
-        output = model(images)
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
-        raise ValueError(
-            f"the network must return logits, images × classes, and not {shape_or_type(output)}: "
-            "wrap it in a module that does"
-        )
+        output = check_logits(model(images), len(images))
     if output.shape[1] < 2:
         raise ValueError(
             "the network has one output, which leaves no other class: wrap it in a module that "
@@ -273,7 +292,7 @@ def as_targets(targets: Tensor | list[int], images: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        They are not, or are no numbers.
+        They are no numbers, or not one for each image.
     """
     try:
         targets = torch.as_tensor(targets, device=images.device)
@@ -299,6 +318,8 @@ def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
     ValueError
         Wrong shape or type, a class out of range, or an empty set of classes.
     """
+    if logits.ndim != 2:
+        check_logits(logits, 1)  # of one image, or it would have been refused before
     targets, (batch, classes) = as_targets(targets, logits), logits.shape
     if targets.dtype == torch.bool:
         if targets.shape != logits.shape:
@@ -375,20 +396,6 @@ def hooked(model: nn.Module, hooks: Mapping[str, Callable[[Tensor], object]]) ->
             hook = lambda _module, _inputs, output, function=function: function(output)  # noqa: E731
             handles.callback(module.register_forward_hook(hook).remove)
         yield
-
-
-@contextmanager
-def watched(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of ``layers`` by name, in the order in which a pass within this context runs them."""
-    outputs: dict[str, Tensor] = {}
-
-    def record(layer: str, output: Tensor) -> Tensor:
-        outputs[layer] = output
-        # an in-place ReLU behind the layer must not overwrite what is recorded
-        return output.clone() if isinstance(output, Tensor) else output
-
-    with hooked(model, {layer: partial(record, layer) for layer in layers}):
-        yield outputs
 
 
 def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba.method.bottleneck import MIN_STD, measure
-from riba.method.network import check_images, device_of, errors_in_words, frozen_copy, watched
-from riba.method.statistics import FeatureStatistics
+from riba.method.explicit import outputs_of
+from riba.method.network import check_images, device_of, frozen_copy
+from riba.method.statistics import FeatureStatistics, check_statistics
 
 LIMIT = 5.0
 """α stays within ±5, as published: λ between 0.7 and 99.3 %."""
@@ -97,14 +98,22 @@ class ReadoutBottleneck:
         layers: Sequence[str],
         sigma: float = 1.0,
     ) -> None:
+        check_statistics(stats)
         stats.check(model, layer)
         self.model, self.layer, self.stats = model, layer, stats
         self.readout, self.layers, self.sigma = readout, tuple(layers), sigma
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Nats that pass at every element, B×C×h×w, never negative."""
+        """Nats that pass at every element, B×C×h×w, never negative.
+
+        Raises
+        ------
+        ValueError
+            Images do not fit, or the weights have changed since.
+        """
         check_images(self.model, images)
+        self.stats.check(self.model, self.layer)
         r, read = record(self.model, self.layer, self.layers, images)
         self.stats.check_features(r)
         return measure(r, self.readout(read), self.stats, self.sigma)[1].clamp(min=0)
@@ -114,9 +123,8 @@ def record(
     model: nn.Module, layer: str, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features r of ``layer`` (B×C×h×w) and those of ``layers``, resized to h×w and stacked."""
-    model = frozen_copy(model, share=True)  # other threads may run the network meanwhile
-    with watched(model, dict.fromkeys((layer, *layers))) as kept, errors_in_words(images):
-        model(images)
+    private = frozen_copy(model, share=True)  # other threads may run the network meanwhile
+    _, kept = outputs_of(private, list(dict.fromkeys((layer, *layers))), images)
     size = kept[layer].shape[-2:]
     resized = [_resized(kept[name], size) for name in layers]
     return kept[layer], torch.cat(resized, dim=1)

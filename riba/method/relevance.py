@@ -176,6 +176,19 @@ def _descend(
     return _in_parts(net, layer, images, begin, composite, names)
 
 
+def _pixels(
+    model: Network,
+    images: Tensor,
+    information: Information,
+    start: Tensor,
+    composite: str | Composite | None,
+) -> Tensor:
+    """As :func:`descend`, from the layer of ``information``; refuses that of other images."""
+    net = form_of(model, [information.layer], images)
+    measured = information.features
+    return _descend(net, information.layer, images, start, composite, (), measured)["pixels"]
+
+
 def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
     """The explicit form of ``model``, if it is not one already.
 
@@ -249,7 +262,7 @@ def cascade(
     start = depths.shallowest
     if smoothing is None:
         smoothing = images.shape[-1] / start.nats.shape[-1]
-    arrived = smooth(descend(model, start.layer, images, start.nats, composite), smoothing)
+    arrived = smooth(_pixels(model, images, start, start.nats, composite), smoothing)
     weights = capacity_product((depth.nats for depth in depths), tuple(images.shape[-2:]))
     return _rescaled(arrived * weights[:, None], like=start.nats)
 
@@ -289,7 +302,7 @@ def detailed(
     """
     start = depths.shallowest
     evidence = lrp(model, images, targets, "gamma", start.layer) * start.nats
-    arrived = descend(model, start.layer, images, evidence, composite).sum(1)
+    arrived = _pixels(model, images, start, evidence, composite).sum(1)
     nats = (depth.nats for depth in (*depths, start))
     return capacity_product(nats, tuple(images.shape[-2:])) * detail(arrived, width) ** strength
 
@@ -299,7 +312,7 @@ def detail(maps: Tensor, width: float = 4.0) -> Tensor:
 
     1 where nothing is near. Negative values count as 0.
     """
-    positive = maps.clamp(min=0).double()
+    positive = maps.clamp(min=0).to("cpu", torch.float64)  # which not every GPU has
     coarse = smooth(positive, width)
     return torch.where(coarse > 0, positive / coarse.clamp(min=1e-300), 1.0).to(maps)
 
@@ -349,6 +362,8 @@ def lrp(
         return class_shares(logits, classes) * class_logit(logits, classes)[:, None]
 
     below = _in_parts(net, None, images, begin, composite, names)
+    if layer not in (None, *below):
+        raise ValueError(f"layer {layer!r} does not run below the logits: name one that does")
     return below["pixels" if layer is None else layer]
 
 
@@ -381,23 +396,6 @@ class Start:
     unit: str
 
 
-def capacity(information: Information, upper: Callable[[], Tensor]) -> Start:
-    """As published: R = capacity, in nats, on every unit."""
-    return Start(information.nats, _total(information.nats), "nats")
-
-
-def active(information: Information, upper: Callable[[], Tensor]) -> Start:
-    """Capacity of active units (r > 0) only; that of the others is dropped."""
-    nats = information.nats * (information.features > 0)
-    return Start(nats, _total(information.nats), "nats")
-
-
-def spread(information: Information, upper: Callable[[], Tensor]) -> Start:
-    """Each location's nats over its channels in proportion to r⁺; unchanged where r⁺ is 0."""
-    nats = spread_by_activation(information.nats, information.features)
-    return Start(nats, _total(information.nats), "nats")
-
-
 def spread_by_activation(nats: Tensor, features: Tensor) -> Tensor:
     """Nats (B×C×h×w) of each location over its channels in proportion to r⁺; sums are kept."""
     weight = features.clamp(min=0)
@@ -408,20 +406,8 @@ def spread_by_activation(nats: Tensor, features: Tensor) -> Tensor:
     return nats.sum(1, keepdim=True) * share
 
 
-def gated(information: Information, upper: Callable[[], Tensor]) -> Start:
-    """LRP relevance of the class logit at the layer, times λ: in logits, signed."""
-    relevance = upper()
-    return Start(relevance * information.lambda_, _total(relevance), "logits")
-
-
-SOURCES: dict[str, Callable[[Information, Callable[[], Tensor]], Start]] = {
-    "capacity": capacity,
-    "active": active,
-    "spread": spread,
-    "gated": gated,
-}
-"""What can start at the layer, by name. The second argument gives the LRP relevance of the class
-logit at the layer (B×C×h×w), computed only where it is used."""
+SOURCES = ("capacity", "active", "spread", "gated")
+"""What can start at the layer, by name (:func:`start`)."""
 
 
 def check_source(source: str) -> None:
@@ -446,7 +432,11 @@ def start(
     information
         From the bottleneck.
     source
-        A key of ``SOURCES``.
+        One of ``SOURCES``. ``"capacity"``, as published: R = capacity, on every unit.
+        ``"active"``: that of active units (r > 0) only; that of the others is dropped.
+        ``"spread"``: each location's nats over its channels in proportion to r⁺
+        (:func:`spread_by_activation`). ``"gated"``: LRP relevance of the class logit at the layer
+        times λ, in logits, signed.
     upper
         For ``"gated"``: gives the class logit's relevance at the layer, B×C×h×w.
 
@@ -456,9 +446,17 @@ def start(
         Unknown source, or ``"gated"`` without ``upper``.
     """
     check_source(source)
-    if source == "gated" and upper is None:
-        raise ValueError("source 'gated' needs the relevance of the class logit at the layer")
-    return SOURCES[source](information, upper)
+    nats, r = information.nats, information.features
+    if source == "gated":
+        if upper is None:
+            raise ValueError("source 'gated' needs the relevance of the class logit at the layer")
+        relevance = upper()
+        return Start(relevance * information.lambda_, _total(relevance), "logits")
+    if source == "active":
+        nats = nats * (r > 0)
+    elif source == "spread":
+        nats = spread_by_activation(nats, r)
+    return Start(nats, _total(information.nats), "nats")
 
 
 # --- the ledger ----------------------------------------------------------------------------------
@@ -479,7 +477,7 @@ class Ledger:
     end
         B: total at the pixels.
     inactive
-        B: share (0–1) of the capacity that was on units with r ≤ 0.
+        B: share (0–1) of the layer's nats on units with r ≤ 0, whatever the source lets start.
     """
 
     unit: str
@@ -489,12 +487,10 @@ class Ledger:
     inactive: Tensor
 
     @classmethod
-    def joined(cls, ledgers: Sequence[Ledger], device: torch.device) -> Ledger:
-        """One ledger of the images of several, on a device."""
+    def joined(cls, ledgers: Sequence[Ledger]) -> Ledger:
+        """One ledger of the images of several."""
         fields = ("before", "start", "end", "inactive")
-        columns = {
-            name: torch.cat([getattr(x, name) for x in ledgers]).to(device) for name in fields
-        }
+        columns = {name: torch.cat([getattr(x, name) for x in ledgers]) for name in fields}
         return cls(ledgers[0].unit, **columns)
 
     @property
@@ -573,7 +569,7 @@ def relevance_iba(
     information
         Of these images, from :class:`riba.InformationBottleneck`.
     source
-        A key of ``SOURCES``.
+        One of ``SOURCES``.
 
     Returns
     -------
@@ -587,9 +583,7 @@ def relevance_iba(
     layer = information.layer
     net = form_of(model, [layer], images)
     begin = start(information, source, partial(lrp, net, images, targets, composite, layer))
-    pixels = _descend(
-        net, layer, images, begin.relevance, composite, measured=information.features
-    )["pixels"]
+    pixels = _pixels(net, images, information, begin.relevance, composite)
     return pixels, ledger(information, begin, pixels)
 
 
@@ -616,7 +610,7 @@ class RelevanceIBA(Attributor):
         Name (:data:`riba.rules.COMPOSITES`), Zennit composite, or None for ``"z+"``: all nats of
         the layer arrive at the pixels, none of them negative.
     source
-        What starts at the layer, a key of ``SOURCES``: ``"capacity"`` (as published),
+        What starts at the layer, one of ``SOURCES``: ``"capacity"`` (as published),
         ``"active"``, ``"spread"`` or ``"gated"``.
     settings
         Of the bottleneck, fields of :class:`riba.method.bottleneck.Settings`: ``beta``, …

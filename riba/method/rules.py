@@ -42,7 +42,7 @@ def shared(
     Parameters
     ----------
     module
-        A layer with weights.
+        A layer with weights; or without, where the weights of a pair are None.
     pairs
         Inputs and weights whose contributions are added.
     relevance
@@ -164,18 +164,8 @@ class PositivePart(Hook):
     ) -> tuple[Tensor]:
         """Relevance at the module's input, where autograd expects the gradient."""
         x = self.stored_tensors["input"].detach().clamp(min=0)
-        fed = module.forward(x) > 0
-        (relevance,) = grad_output
-        fed_share = self._share(module, x, relevance * fed)
-        return (fed_share + self._share(module, torch.ones_like(x), relevance * ~fed),)
-
-    @staticmethod
-    def _share(module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.requires_grad_()
-            z = module.forward(x)
-        quotient = torch.where(z > 0, relevance / z, 0.0)
-        return x.detach() * torch.autograd.grad(z, x, quotient)[0]
+        below, left = shared(module, ((x, None),), grad_output[0])
+        return (below + shared(module, ((torch.ones_like(x), None),), left)[0],)
 
 
 def hand_down(rule: Hook, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from riba import progress, storage
-from riba.method.network import check_images, device_of, fingerprint, run_until
+from riba.method.network import bytes_of, check_images, device_of, fingerprint, run_until
 from riba.storage import DATA
 
 CACHE = DATA / "cache"
@@ -158,22 +158,9 @@ class FeatureStatistics:
             The file is corrupt, and was rebuilt; or it cannot be written.
         """
         size = (size, size) if isinstance(size, int) else tuple(size)
-        facts = {
-            "layer": layer,
-            "fingerprint": fingerprint(model),
-            "count": count,
-            "size": size,
-            "dataset": dataset,
-        }
-        name = "-".join(
-            [
-                dataset,
-                layer,
-                "all" if count is None else str(count),
-                _by(size, "x"),
-                facts["fingerprint"],
-            ]
-        )
+        weights = fingerprint(model)
+        facts = dict(zip(_FACTS, (layer, weights, count, size, dataset), strict=True))
+        name = "-".join([dataset, layer, str(count or "all"), _by(size, "x"), weights])
         path = storage.place(folder) / (re.sub(r"[^\w.-]", "_", name) + ".safetensors")
         if path.is_file():
             try:
@@ -181,11 +168,11 @@ class FeatureStatistics:
             except ValueError as error:
                 warnings.warn(f"{error}; they are computed again", stacklevel=2)
             else:
-                stats._require(facts, f"{path}: delete it to have it rebuilt; it")
+                stats._require(facts, f"the statistics in {path} (delete it to have it rebuilt)")
                 return stats
         stats = cls.fit(model, layer, images() if callable(images) else images)
         stats = replace(stats, dataset=dataset)
-        stats._require(facts, "the images: they")
+        stats._require(facts, "the images")
         with storage.unless_full("feature statistics"):
             stats.save(path)
         return stats
@@ -277,7 +264,7 @@ class FeatureStatistics:
         if wrong:
             actual = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
             expected = ", ".join(f"{name} {facts[name]!r}" for name in wrong)
-            raise ValueError(f"{what} is of {actual}, expected {expected}")
+            raise ValueError(f"{what} have {actual}, expected {expected}")
 
 
 def check_statistics(*statistics: FeatureStatistics | None) -> None:
@@ -346,7 +333,7 @@ def _features(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
-        digest.update(tensors[name].cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
 
 

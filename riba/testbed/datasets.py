@@ -90,7 +90,9 @@ class Scenes(Sequence):
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int | slice) -> Sample | Chosen:
+        if isinstance(index, slice):
+            return Chosen([(self, place) for place in range(len(self))[index]])
         scene = self.scene(index)
         masks = torch.from_numpy(scene.masks)
         rows = [row for row in range(len(masks)) if row != self.target]

@@ -25,7 +25,7 @@ from riba import storage
 from riba.method.network import near_matches
 from riba.storage import DATA, Memory
 from riba.testbed import datasets, segmentation
-from riba.testbed.datasets import Preparation, Sample
+from riba.testbed.datasets import Chosen, Preparation, Sample
 from riba.testbed.segmentation import Entry, Photos
 
 FOLDER = Path(skimage.__file__).parent / "data"
@@ -405,8 +405,10 @@ class Montages(Sequence):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int | slice) -> Sample | Chosen:
         index = range(self.count)[index]
+        if isinstance(index, range):
+            return Chosen([(self, place) for place in index])
         montage = self.scene(index)
         masks = torch.from_numpy(montage.masks)
         return Sample(

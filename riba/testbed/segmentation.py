@@ -114,7 +114,8 @@ class Photos(Sequence):
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
         other, void = (pixels if pixels.any() else None for pixels in (other, void))
-        name = f"{entry.name}-{self.class_names[entry.label]}"
+        label = None if entry.label is None else self.class_names[entry.label]
+        name = f"{entry.name}-{label}" if label else entry.name
         return datasets.Sample(image, entry.label, mask, other, name, void)
 
     def spread(self, count: int) -> Photos:

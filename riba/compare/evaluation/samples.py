@@ -11,6 +11,7 @@ from pathlib import Path
 from riba import progress, storage
 from riba.compare.evaluation.blocks import CONTRAST
 from riba.compare.methods import told
+from riba.method.network import bytes_of
 from riba.testbed import datasets, segmentation
 from riba.testbed.datasets import Chosen, Sample, files_hash
 from riba.testbed.segmentation import Photos
@@ -170,7 +171,7 @@ def _read(
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (sample.image, sample.mask, sample.other, sample.void):
         if tensor is not None:
-            digest.update(tensor.contiguous().numpy().data)
+            digest.update(bytes_of(tensor))
     digest.update(str(sample.label).encode())
     name = sample.name or digest.hexdigest()
     _check(wb, sample, name, metrics, explain)

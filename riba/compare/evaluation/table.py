@@ -106,6 +106,7 @@ def evaluate(
     methods = by_name(methods)
     if not isinstance(metrics, Mapping):
         metrics = dict.fromkeys(methods, metrics)
+    check_names("method", methods, metrics, "the metrics that were passed")
     wanted = {name: list(dict.fromkeys(metrics[name])) for name in methods}
     for names in wanted.values():
         check_names("metric", names, METRICS, "riba.evaluation.METRICS")

@@ -239,7 +239,7 @@ def border_band(masks: Tensor, share: float = BAND) -> Tensor:
     -------
     B×H×W bool: pixels within that many pixels (in any direction) of one of the other kind.
     """
-    reach = max(1, round(share * masks.shape[-1]))
+    masks, reach = masks.bool(), max(1, round(share * masks.shape[-1]))
     return _grown(masks, reach) & _grown(~masks, reach)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import ipywidgets as widgets
 from torch import Tensor
 
-from riba.compare.methods import information, joint_information
+from riba.compare.methods import information
 from riba.method import network, relevance, rules
 from riba.method.bottleneck import Information
 from riba.show import plots
@@ -34,7 +34,8 @@ def descent(wb: Workbench, **settings: object) -> Panel:
         images, targets = samples.network_input(wb, scene)
         net = wb.explicit((), images)
         if source in DEPTHS:
-            joint = joint_information(samples.at_layer(wb, layer), images, targets)
+            bench = samples.at_layer(wb, layer)
+            joint = information(bench, bench.depths, images, targets)
             measured, layer = joint.shallowest, joint.shallowest.layer
             start = relevance.start(measured)
         else:
