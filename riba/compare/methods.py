@@ -411,7 +411,7 @@ def integrated_gradients(q: Query, steps: int = 50) -> Tensor:
 
 @method("deeplift")
 def deeplift(q: Query) -> Tensor:
-    """DeepLIFT (rescale rule) against mid-grey, summed over colours. Signed; see there.
+    """DeepLIFT (rescale rule) against mid-grey, summed over colours. Signed.
 
     Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation
     Differences", ICML 2017: a map adds up to the difference of the logits of image and grey. Of a

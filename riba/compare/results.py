@@ -25,7 +25,7 @@ def open_folder(folder: Path, settings: dict[str, object], results: str | None =
         What the results depend on, as JSON holds it; stored in ``settings.json``.
     results
         Pattern of the names of the files of results; where there are none, the settings are
-        replaced. None: they never are, as several runs may share the folder.
+        replaced. None: settings are never replaced, as several runs may share the folder.
 
     Raises
     ------

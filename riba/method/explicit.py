@@ -637,7 +637,7 @@ def outputs_of(
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether ``a`` is ``b``, or copies of every image of it, within the precision of b."""
+    """Whether ``a`` equals ``b``, or ``b`` with every image repeated, within b's precision."""
     # a GPU computes convolutions in TF32, with ten bits of mantissa, where that is not turned off
     rounded = b.is_cuda and torch.backends.cudnn.allow_tf32
     coarse = rounded or b.dtype in (torch.float16, torch.bfloat16)
@@ -683,8 +683,8 @@ def _ruled(
     if not abs(arrived - 1) <= TOLERANCE or negative < -TOLERANCE:  # so that NaN is refused, too
         where = "the logits" if layer is None else f"layer {layer!r}"
         raise ValueError(
-            f"{network} does not hand relevance down whole (of 1 at {where}, {arrived:.4g} reach "
-            "the pixels): choose a layer below the step that loses it, or another network"
+            f"LRP loses or makes relevance on {network}: of 1 at {where}, {arrived:.4g} arrives at "
+            "the pixels; choose a layer below the step where it does, or another network"
         )
     return net
 
