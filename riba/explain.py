@@ -15,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from zipfile import BadZipFile
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from riba import progress, storage
@@ -137,8 +138,10 @@ def explained(
     if values is None:
         values = METHODS[arguments.method](wb, image[None], [target], seed=arguments.seed)[0]
         values = values.to("cpu", torch.promote_types(values.dtype, torch.float32))
+        said = f"{wb.class_names[target]}, p = {probability[target]:.2f}"
+        figure = sheet(wb.to_rgb(image).numpy(), values, said, arguments.method)
         with storage.whole(path.with_suffix(".png")) as part:
-            sheet(wb.to_rgb(image).numpy(), values).save(part, "PNG")
+            figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
         with storage.whole(path) as part, part.open("wb") as file:
             facts = {"target": target, "probability": probability.double().numpy(), "photo": digest}
             np.savez(file, map=values.numpy(), **facts)
@@ -161,10 +164,21 @@ def stored_map(path: Path, digest: str, target: int) -> Tensor | None:
     return None
 
 
-def sheet(rgb: np.ndarray, values: Tensor) -> Image.Image:
-    """Photo (H×W×3 in 0–1), map (H×W) on its own scale, and map over the photo, side by side."""
-    row = np.concatenate([rgb, plots.in_colour(values), plots.overlay(rgb, values)], axis=1)
-    return Image.fromarray((row * 255).round().astype(np.uint8))
+def sheet(rgb: np.ndarray, values: Tensor, title: str, method: str) -> Figure:
+    """Photo (H×W×3 in 0–1), map (H×W) on its own scale, and map over the photo, side by side.
+
+    The title stands above the photo, the method's name above its map.
+    """
+    unit = METHODS[method].unit
+    signed = bool((values < 0).any())
+    with matplotlib.style.context(plots.STYLE):
+        figure = Figure(figsize=(9, 2.9), layout="constrained")
+        photo, alone, over = figure.subplots(1, 3)
+        plots.show_image(photo, rgb, title)
+        plots.show_map(alone, values, method, unit=f"{unit or 'no unit'} / pixel", signed=signed)
+        total = f"{values.double().sum():.1f} {unit} in all" if unit else "over the photo"
+        plots.show_image(over, plots.overlay(rgb, values), total)
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:

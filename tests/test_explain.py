@@ -63,9 +63,24 @@ def test_a_folder_becomes_maps_pictures_and_a_table(wb, photos, tmp_path, capsys
             assert kept["probability"].argmax() == sample.label
         assert row["sum"] == pytest.approx(expected.sum().item(), rel=1e-3)
         shown = np.asarray(Image.open(out / f"{row['photo']}.png"))
-        assert shown.shape == (128, 3 * 128, 3)
-        np.testing.assert_allclose(shown[:, :128] / 255, wb.to_rgb(sample.image), atol=0.01)
+        assert shown.shape[1] > 3 * shown.shape[0]
+        assert shown.std() > 10
     assert not list(out.glob(".*"))
+
+
+def test_a_sheet_names_class_method_unit_and_total(wb):
+    rgb = wb.to_rgb(wb.test[0].image).numpy()
+    for name, sign, unit, total in (
+        ("iba", 1, "bits / pixel", "16384.0 bits in all"),
+        ("lrp-epsilon-plus", -1, "logits / pixel", "-16384.0 logits in all"),
+        ("edges", 1, "no unit / pixel", "over the photo"),
+    ):
+        figure = explain.sheet(rgb, sign * torch.ones(128, 128), "fish, p = 0.93", name)
+        photo, alone, over, bar = figure.axes
+        assert [ax.get_title() for ax in (photo, alone, over)] == ["fish, p = 0.93", name, total]
+        assert bar.get_ylabel() == unit
+        assert np.array_equal(photo.images[0].get_array(), rgb)
+        assert (alone.images[0].get_clim()[0] < 0) == (sign < 0)
 
 
 def test_what_is_there_is_not_computed_again(photos, tmp_path, monkeypatch, capsys):
