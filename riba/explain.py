@@ -169,8 +169,7 @@ def sheet(rgb: np.ndarray, values: Tensor, title: str, method: str) -> Figure:
 
     The title stands above the photo, the method's name above its map.
     """
-    unit = METHODS[method].unit
-    signed = bool((values < 0).any())
+    unit, signed = METHODS[method].unit, bool((values < 0).any())
     with matplotlib.style.context(plots.STYLE):
         figure = Figure(figsize=(9, 2.9), layout="constrained")
         photo, alone, over = figure.subplots(1, 3)

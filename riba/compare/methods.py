@@ -492,10 +492,7 @@ def occlusion(q: Query, window: int = 16, stride: int = 8) -> Tensor:
     from captum.attr import Occlusion
 
     if min(q.size) < window:
-        raise ValueError(
-            f"images of {'×'.join(map(str, q.size))} are smaller than the window of "
-            f"{window} pixels: pass a smaller window="
-        )
+        raise ValueError(f"images are smaller than the window of {window} pixels: pass window=")
     channels = q.images.shape[1]
     return Occlusion(_logit(q.wb.model)).attribute(
         q.images,
@@ -694,13 +691,9 @@ def relevance_iba(
     if joint and layer:
         raise ValueError("joint bottlenecks sit at wb.depths: pass no layer=")
     net, nats = q.propagation(q.wb.depths if joint else layer or q.wb.layer, **settings)
+    start = nats.shallowest if joint else nats
     pixels, ledger = relevance.relevance_iba(
-        net,
-        q.images,
-        q.targets,
-        nats.shallowest if joint else nats,
-        source=source,
-        composite=composite,
+        net, q.images, q.targets, start, source=source, composite=composite
     )
     return pixels.sum(1), ledger
 

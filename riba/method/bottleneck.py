@@ -16,7 +16,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral, Real
@@ -403,16 +402,14 @@ class InformationBottleneck:
         **settings: object,
     ) -> None:
         self.single = isinstance(layer, str)
-        if stats is not None and self.single != isinstance(stats, FeatureStatistics):
-            raise ValueError(
-                "layer and stats do not match: "
-                "pass one layer with its statistics, or a list of each"
-            )
         layers = [layer] if self.single else list(layer)
         statistics = list(stats) if isinstance(stats, Sequence) else [stats]
         check_statistics(*statistics)
-        if not layers or len({*layers}) < len(layers) or len(layers) != len(statistics):
-            raise ValueError("pass one or more distinct layers, and the statistics of each of them")
+        matched = self.single != isinstance(stats, Sequence) and len(layers) == len(statistics)
+        if not layers or len({*layers}) < len(layers) or not matched:
+            raise ValueError(
+                "pass a layer with its statistics, or one or more distinct layers with theirs"
+            )
         for name, known in zip(layers, statistics, strict=True):
             known.check(model, name)
         self.model, self.statistics = model, dict(zip(layers, statistics, strict=True))
@@ -622,7 +619,8 @@ class InformationBottleneck:
         """Logits of the noisy copies (B·S×classes), with a bottleneck behind every layer."""
         features, samples = batch.features[0], self.settings.samples
         beside = [x.repeat_interleave(samples, 0) for x in batch.beside]
-        with mixed(features, self.settings.precision):
+        precision = self.settings.precision
+        with torch.autocast(features.device.type, precision, enabled=precision is not None):
             for stats, lambda_, draw, piece in zip(
                 batch.stats, lambdas, noise, batch.net.parts[1:], strict=True
             ):
@@ -723,11 +721,6 @@ def in_chunks(
             continue
         done = part.stop
     return tuple(torch.cat(rows) for rows in zip(*results, strict=True)), size
-
-
-def mixed(like: Tensor, precision: torch.dtype | None) -> AbstractContextManager:
-    """Within this context the network runs in ``precision`` on the device of ``like``."""
-    return torch.autocast(like.device.type, precision, enabled=precision is not None)
 
 
 def drawn(

@@ -187,10 +187,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if images.ndim != 4:
         instead = "for one image use image[None]" if images.ndim == 3 else "only maps are explained"
         raise ValueError(f"images must be B×C×H×W, got {tuple(images.shape)}: {instead}")
-    if len(images) == 0:
-        raise ValueError("the batch of images is empty: pass at least one image")
     if images.numel() == 0:
-        raise ValueError(f"images of {'×'.join(map(str, images.shape[1:]))} have no pixels")
+        raise ValueError(f"images {tuple(images.shape)} are empty: pass at least one image")
     if not images.is_floating_point():
         raise ValueError(
             f"images are {images.dtype}: convert to float and normalise as the network expects"

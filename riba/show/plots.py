@@ -171,8 +171,7 @@ def show_allocation(
     # of (low, mean, high) the median is the mean, and the band from end to end is the interval
     line = partial(sns.lineplot, x="share", y="precision", estimator="median", ax=ax)
     for place, (method, label) in enumerate(methods.items()):
-        line_style = "--" if method in dashed or place >= 7 else "-"
-        style = {"color": f"C{place % 7}", "linestyle": line_style}
+        style = {"color": f"C{place}", "linestyle": "--" if method in dashed else "-"}
         band = {"alpha": 0.15, "linewidth": 0}
         data = curves[curves["method"] == method]
         line(data, errorbar=("pi", 100), err_kws=band, label=label, legend=False, **style)

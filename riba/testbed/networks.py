@@ -342,8 +342,6 @@ OWN = {"scenenet": scenenet, "small-resnet": small_resnet, "efficientnet-lite0":
 """What builds the networks that are not torchvision's."""
 SCENE_NETWORKS = ("scenenet", "small-resnet")
 """Networks of the procedural scenes."""
-IMAGENET = tuple(name for name in NETWORKS if name not in OWN)
-"""Networks of torchvision."""
 
 
 def build(name: str, weights: Path | str | None = None) -> nn.Module:

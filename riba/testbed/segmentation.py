@@ -114,9 +114,8 @@ class Photos(Sequence):
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
         other, void = (pixels if pixels.any() else None for pixels in (other, void))
-        label = None if entry.label is None else self.class_names[entry.label]
-        name = f"{entry.name}-{label}" if label else entry.name
-        return datasets.Sample(image, entry.label, mask, other, name, void)
+        named = "" if entry.label is None else f"-{self.class_names[entry.label]}"
+        return datasets.Sample(image, entry.label, mask, other, entry.name + named, void)
 
     def spread(self, count: int) -> Photos:
         """Up to ``count`` different photos, evenly spread over all; each once."""
