@@ -584,7 +584,7 @@ def test_a_bottleneck_that_has_run_can_be_copied(trained):
 def test_layers_and_statistics_must_be_of_one_kind(trained):
     model, layer, stats, *_ = trained
     for layers, statistics in (([layer], stats), (layer, [stats])):
-        with pytest.raises(ValueError, match="a layer with its statistics, or one or more distinct layers"):
+        with pytest.raises(ValueError, match="a layer with its statistics, or one or more"):
             InformationBottleneck(model, layers, statistics)
 
 
