@@ -65,6 +65,7 @@ class World:
         self.rows = self.summary.set_index(["method", "metric", "mask"])
         table = pd.read_csv(DATA / f"{prefix}comparisons.csv")
         self.compared = table.set_index(["against", "method", "metric", "mask"])
+        self.details = pd.read_csv(DETAIL).set_index(["network", "metric", "method"])
 
     def mean(self, method: str, metric: str = AREA) -> float:
         """Mean over the world's pictures, border left out."""
@@ -86,6 +87,11 @@ class World:
         word = "ahead" if lead > 0 else "behind" if lead < 0 else "level"
         row = self.compared.loc[(method, over, metric, "banded")]
         return f"{word} ({-row['difference']:+.3f})"
+
+    def inserted(self, of: str) -> pd.Series:
+        """Insertion of a map's own detail on validation pictures; its gain over another image's."""
+        detail = f"{of.format(self.lowest)} | own detail"
+        return self.details.loc[(self.network, "insertion", detail)]
 
     def beaten(self, method: str, rivals: dict[str, str], suffix: str = "") -> list[str]:
         """Names of the rivals that a method is ahead of in area; with a suffix, of their maps so
@@ -149,22 +155,16 @@ def headline(scenes: World, photos: World) -> str:
     return "\n".join(lines)
 
 
-def inserted(world: World, of: str) -> pd.Series:
-    """Insertion of a map's own detail on validation pictures, and its gain over another image's."""
-    table = pd.read_csv(DETAIL).set_index(["network", "metric", "method"])
-    return table.loc[(world.network, "insertion", f"{of.format(world.lowest)} | own detail")]
-
-
 def verdict(scenes: World, photos: World) -> str:
     """What the evaluation says: a paragraph and a table; words and numbers follow the tables."""
 
     def gain(world: World, start: str) -> str:
-        row = inserted(world, f"{start}, z+, from {{}}")
+        row = world.inserted(f"{start}, z+, from {{}}")
         low, high = row["difference_low"], row["difference_high"]
         return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
     def own_detail(world: World) -> str:
-        found = (inserted(world, of)["mean"] for of in (f"{CLASS}, z+, from {{}}", "random"))
+        found = (world.inserted(of)["mean"] for of in (f"{CLASS}, z+, from {{}}", "random"))
         own, noise = (f"{value:.3f}" for value in found)
         return f"{gain(world, CLASS)}; inserts {own}, white noise {noise}"
 

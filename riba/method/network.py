@@ -316,8 +316,6 @@ def check_targets(targets: Tensor | list[int], logits: Tensor) -> Tensor:
     ValueError
         Wrong shape or type, a class out of range, or an empty set of classes.
     """
-    if logits.ndim != 2:
-        check_logits(logits, 1)  # of one image, or it would have been refused before
     targets, (batch, classes) = as_targets(targets, logits), logits.shape
     if targets.dtype == torch.bool:
         if targets.shape != logits.shape:

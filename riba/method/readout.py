@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from riba.method.bottleneck import MIN_STD, measure
 from riba.method.explicit import outputs_of
-from riba.method.network import check_images, device_of, frozen_copy
+from riba.method.network import check_images, device_of, frozen_copy, state_of
 from riba.method.statistics import FeatureStatistics, check_statistics
 
 LIMIT = 5.0
@@ -102,6 +102,7 @@ class ReadoutBottleneck:
         stats.check(model, layer)
         self.model, self.layer, self.stats = model, layer, stats
         self.readout, self.layers, self.sigma = readout, tuple(layers), sigma
+        self._state = state_of(model)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -113,7 +114,8 @@ class ReadoutBottleneck:
             Images do not fit, or the weights have changed since.
         """
         check_images(self.model, images)
-        self.stats.check(self.model, self.layer)
+        if state_of(self.model) != self._state:
+            self.stats.check(self.model, self.layer)
         r, read = record(self.model, self.layer, self.layers, images)
         self.stats.check_features(r)
         return measure(r, self.readout(read), self.stats, self.sigma)[1].clamp(min=0)
@@ -123,8 +125,8 @@ def record(
     model: nn.Module, layer: str, layers: Sequence[str], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features r of ``layer`` (B×C×h×w) and those of ``layers``, resized to h×w and stacked."""
-    private = frozen_copy(model, share=True)  # other threads may run the network meanwhile
-    _, kept = outputs_of(private, list(dict.fromkeys((layer, *layers))), images)
+    # of a private copy: other threads may run the network meanwhile
+    _, kept = outputs_of(frozen_copy(model, share=True), (layer, *layers), images)
     size = kept[layer].shape[-2:]
     resized = [_resized(kept[name], size) for name in layers]
     return kept[layer], torch.cat(resized, dim=1)

@@ -33,6 +33,7 @@ from riba.method.explicit import TOLERANCE, Explicit, explicit, same
 from riba.method.network import (
     as_targets,
     check_images,
+    check_logits,
     check_targets,
     class_logit,
     find_layer,
@@ -358,7 +359,7 @@ def lrp(
     targets = as_targets(targets, images)
 
     def begin(part: slice, logits: Tensor) -> Tensor:
-        classes = check_targets(targets[part], logits)
+        classes = check_targets(targets[part], check_logits(logits, len(targets[part])))
         return class_shares(logits, classes) * class_logit(logits, classes)[:, None]
 
     below = _in_parts(net, None, images, begin, composite, names)
