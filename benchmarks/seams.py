@@ -24,7 +24,8 @@ from riba.testbed.photos import Montages, fetched
 TABLE = Path(__file__).with_suffix(".csv")
 METHODS = (
     *("iba", "relevance-iba", "iba-joint", "relevance-iba-joint", "relevance-iba-cascade"),
-    *("relevance-iba-detail", "capacity-product-squared", "lrp-epsilon-plus"),
+    *("relevance-iba-detail-separate", "capacity-product-squared-separate"),
+    *("capacity-product-squared", "lrp-epsilon-plus"),
     *("lrp-epsilon-gamma-box", "grad-cam", "guided-grad-cam", "guided-backprop", "deeplift"),
     *("input-x-gradient", "edges", "random"),
 )
@@ -35,9 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--device", help="cuda, or cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
-    wb = riba.load("efficientnet-lite0", data="photos")
+    wb = riba.load("efficientnet-lite0", data="photos", device=arguments.device)
     soft, _ = select(wb, wb.test, arguments.scenes)
     numbers = [index for _, index in soft.places]
     collection = fetched(wb.class_names)

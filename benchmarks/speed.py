@@ -329,7 +329,7 @@ def gpu() -> pd.DataFrame:
                 )
                 batch = given.image.expand(count, -1, -1, -1).contiguous()
                 targets = [given.target] * count
-                stages[f"{count} images{note}"] = (
+                stages[f"batch of {count}{note}"] = (
                     count,
                     lambda b=bottle, x=batch, t=targets: b(x, t).nats,
                 )
@@ -363,8 +363,11 @@ def page(table: pd.DataFrame) -> str:
     """``benchmarks/README.md``: what was measured, with the command for each."""
     procedures = table[table["part"] == "procedure"]
     gpu_note = [
-        "Times faster on a GPU are against the published procedure on the same one, an image at a",
-        "time; bf16 is that of the layers above the bottleneck.",
+        "The ratio on a GPU: how many times faster an image is than by the published procedure on",
+        "the same GPU, an image at a time; bf16 is that of the layers above the bottleneck. One",
+        "image alone gains nothing there: our noise is drawn on the CPU, so that every device has",
+        "the same map, and the network is compared with its explicit form at every call. The",
+        "published procedure has its noise drawn beforehand.",
     ]
     emulated = [
         "This processor does not know bf16: it is emulated, slower than float32, and timed on the",
@@ -432,7 +435,7 @@ def page(table: pd.DataFrame) -> str:
         "`--strengths`, how much of which detail a score should take | "
         "[detail.csv](detail.csv) |",
         "| `trust.py` | the tests of notebook 07 on a hundred scenes and 24 montages, beside the "
-        "control without LRP | [trust.csv](trust.csv) |",
+        "controls without LRP | [trust.csv](trust.csv) |",
         f"| `seams.py` | {seams()} | [seams.csv](seams.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",

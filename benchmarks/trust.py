@@ -3,9 +3,10 @@
     python -m benchmarks.trust                                 # the bundled network, test scenes
     python -m benchmarks.trust efficientnet-lite0 --scenes 24  # montages; needs `make photos`
 
-Every test runs on the methods of :data:`riba.trust.UNDER_TEST`, plain IBA and the strongest control
-without LRP among them. Writes the network's rows of ``benchmarks/trust.csv``: means with intervals
-over scenes (montages: over cut-outs), and the paired difference from that control with Holm's p.
+Every test runs on the methods of :data:`riba.trust.UNDER_TEST`, plain IBA and the strongest
+controls without LRP among them. Writes the network's rows of ``benchmarks/trust.csv``: means with
+intervals over scenes (montages: over cut-outs), and the paired difference from the control in the
+column ``against`` with Holm's p.
 
 - *randomised*: rank correlation with the trained network's map after the weights were drawn anew;
   low is good.
@@ -37,8 +38,9 @@ from riba.testbed.datasets import Sample
 from riba.testbed.networks import CLEVER_HANS_WEIGHTS
 
 TABLE = Path(__file__).with_suffix(".csv")
-CONTROL = "no LRP"
-"""Label of the strongest control in :data:`riba.trust.UNDER_TEST`."""
+CONTROL, JOINT_CONTROL = "no LRP", "joint, no LRP"
+JOINT = ("joint", "cascade", JOINT_CONTROL)
+"""Labels of :data:`riba.trust.UNDER_TEST`: the strongest controls, and what the second is for."""
 BATCH = 12
 REFERENCE = 128
 """Training images for the statistics of randomised layers."""
@@ -175,12 +177,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("network", nargs="?", default="scenenet")
     parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--device", help="cuda, or cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
     data = "photos" if arguments.network == "efficientnet-lite0" else None
-    wb = riba.load(arguments.network, data=data)
+    wb = riba.load(arguments.network, data=data, device=arguments.device)
     table = pd.concat(measured(wb, arguments.scenes), ignore_index=True)
-    paired = compare(table, against=CONTROL).drop(columns=["against", "mask", "n"])
+    joint = table["method"].isin(JOINT)
+    paired = pd.concat([compare(table[~joint], CONTROL), compare(table[joint], JOINT_CONTROL)])
+    paired = paired.drop(columns=["mask", "n"])
     names = {"low": "difference_low", "high": "difference_high", "p_holm": "p"}
     fresh = summarise(table).drop(columns="mask")
     fresh = fresh.merge(paired.rename(columns=names), how="left", on=["method", "metric"])

@@ -869,3 +869,22 @@ def test_a_gate_that_is_expanded_is_a_gate():
     maps = relevance.lrp(model, IMAGES, [0, 1], "z+").double().sum((1, 2, 3))
     logits = model(IMAGES)[range(2), [0, 1]].double()
     torch.testing.assert_close(maps, logits, rtol=1e-2, atol=1e-6)
+
+
+def test_forms_are_compared_in_full_precision_and_the_switches_put_back():
+    seen = []
+
+    class Recorded(nn.Sequential):
+        def forward(self, x):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return super().forward(x)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU
+    try:
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        explicit(Recorded(*layers).eval(), ("0",), torch.rand(1, 3, 8, 8))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"ieee"}

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import riba
-from riba.compare import calibration
+from riba.compare import calibration, trust
 from riba.compare.methods import METHODS
 from riba.method.bottleneck import in_chunks
+from riba.method.explicit import explicit
 from riba.testbed.datasets import Chosen, stack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -50,6 +51,16 @@ def test_every_method_gives_the_map_of_the_cpu(both, scenes, name):
 def test_images_of_the_cpu_come_back_to_it(both, scenes):
     images, labels, _ = scenes
     assert METHODS["iba"](both[1], images, labels, **FEW).device.type == "cpu"
+
+
+def test_rounding_refuses_no_network_with_random_weights():
+    torch.backends.cudnn.allow_tf32 = True
+    model = riba.load("efficientnet-lite0", device="cuda").model
+    model = trust.randomised(model, trust.weighted_layers(model))
+    images = torch.rand(2, 3, 224, 224, device="cuda")
+    net = explicit(model, ("blocks.4", "blocks.1"), images)
+    assert not net.reason
+    assert net.ruled("blocks.1", images[:1])
 
 
 def test_a_bottleneck_runs_in_mixed_precision(both, scenes):

@@ -28,18 +28,20 @@ UNDER_TEST = {
     "Relevance-IBA": "relevance-iba",
     "joint": "relevance-iba-joint",
     "cascade": "relevance-iba-cascade",
-    "detail": "relevance-iba-detail",
-    "no LRP": "capacity-product-squared",
+    "joint, no LRP": "capacity-product-squared",
+    "detail": "relevance-iba-detail-separate",
+    "no LRP": "capacity-product-squared-separate",
 }
-"""Methods that are put to the test, by their label; the last is the strongest control."""
+"""Methods that are put to the test, by their label; each without LRP follows what it controls."""
 
 
 def explain(wb: Workbench, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """The maps that are put to the test, B×H×W, by their label in :data:`UNDER_TEST`.
 
     ``IBA`` at ``wb.layer`` (bits), ``LRP`` (logits), ``Relevance-IBA`` as published from
-    ``wb.layer``, ``joint`` and ``cascade`` from all of ``wb.depths`` (nats); ``detail`` and
-    its control ``no LRP``, the product of what the bottlenecks of all depths found (scores).
+    ``wb.layer``, ``joint`` and ``cascade`` from all of ``wb.depths`` (nats) and ``detail`` (a
+    score). The controls are the product of what the same bottlenecks found, optimised together for
+    the cascade (``joint, no LRP``) and by themselves for the detail (``no LRP``).
     """
     return {label: METHODS[name](wb, images, targets) for label, name in UNDER_TEST.items()}
 

@@ -14,6 +14,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -567,7 +568,8 @@ class Explicit:
         """
         with self._lock:
             if layer not in self._ruled:
-                self._ruled[layer] = _ruled(self.plain, layer, example, self.network)
+                with full_precision():
+                    self._ruled[layer] = _ruled(self.plain, layer, example, self.network)
             return self._ruled[layer]
 
     def propagate(
@@ -636,11 +638,31 @@ def outputs_of(
     return logits, features
 
 
+_FULL = threading.RLock()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 in full while two forms of a network are compared: TF32, a GPU's default, has ten
+    bits of mantissa, and in a deep network with random weights its rounding grows to the logits.
+
+    PyTorch's switches are those of the process; they are put back.
+    """
+    backends = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # from PyTorch 2.9; the older name may not be read there
+        name, full, places = "fp32_precision", "ieee", (backends.cudnn.conv, backends.cuda.matmul)
+    else:
+        name, full, places = "allow_tf32", False, (backends.cudnn, backends.cuda.matmul)
+    with _FULL, ExitStack() as stack:
+        for place in places:
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, full)
+        yield
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether ``a`` equals ``b``, or ``b`` with every image repeated, within b's precision."""
-    # a GPU computes convolutions in TF32, with ten bits of mantissa, where that is not turned off
-    rounded = b.is_cuda and torch.backends.cudnn.allow_tf32
-    coarse = rounded or b.dtype in (torch.float16, torch.bfloat16)
+    coarse = b.is_cuda or b.dtype in (torch.float16, torch.bfloat16)  # a GPU rounds to TF32
     b = b.to(a.dtype).repeat_interleave(len(a) // len(b), 0)
     scale = b.abs().max().item() or 1.0
     return a.shape == b.shape and torch.allclose(a, b, atol=(0.05 if coarse else 1e-3) * scale)
@@ -835,7 +857,7 @@ def explicit(
     """
     model, layers = unwrapped(model), tuple(layers)
     example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
-    with _building:
+    with _building, full_precision():
         if known is not None and known.fits(model, layers, example):
             return known
         return Explicit(model, layers, example)

@@ -56,7 +56,8 @@ def state_of(model: nn.Module) -> tuple:
         for name, x in weights.items()
     )
     rows = [torch.atleast_1d(x)[..., None].flatten(1).sum(1) for x in weights.values()]
-    rows = torch.cat([x.to("cpu", torch.float64) for x in rows] or [torch.zeros(1)]).nan_to_num(1.0)
+    rows = torch.cat([x.to(rows[0].device) for x in rows] or [torch.zeros(1)])  # for one transfer
+    rows = rows.to("cpu", torch.float64).nan_to_num(1.0)
     weighted_sum = (rows @ torch.arange(1, len(rows) + 1).to(rows)).item()
     modules = ((name, type(module), _settings(module)) for name, module in model.named_modules())
     return tensors, weighted_sum, tuple(modules)
