@@ -837,6 +837,27 @@ def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypat
     assert (panel.values["photo"], panel.state) == ("", "current")
 
 
+def test_a_network_is_chosen_above_the_panel(wb, runs):
+    own = replace(wb, depths=wb.depths[:1])
+    nothing = replace(wb, test=[])
+    benches = {"first": wb, "own": own, "without pictures": nothing}
+    several = panels.ByNetwork(panels.explorer, benches, methods=("edges",))
+    first = several.panel
+    assert list(several.panels) == ["first"]
+    several.choice.value = "own"
+    assert several.panel is not first
+    assert several.panel.values["methods"] == ("edges",)
+    assert several.widget.children[1] is several.panel.display.widget
+    several.choice.value = "without pictures"
+    assert "no photos to show" in several.widget.children[1].value
+    several.choice.value = "first"
+    assert several.panel is first
+    bundle = several._repr_mimebundle_()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert bundle[view]["model_id"] == several.widget.model_id
+    assert "image/png" in bundle
+
+
 def test_an_empty_map_leaves_the_others_their_colours(wb):
     values = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     said = {"iba": (values[None], None), "grad-cam": (torch.zeros(1, 8, 8), None)}

@@ -36,7 +36,7 @@ def z_plus(c, relevance):
 
 @slow
 def alpha_beta(c, relevance):
-    return 2 * proportional(c.clamp(min=0), relevance) - proportional(c.clamp(max=0), relevance)
+    return 2 * z_plus(c, relevance) - z_plus(-c, relevance)
 
 
 @slow
@@ -101,7 +101,7 @@ def test_rule_of_the_body_is_its_formula_in_matrix_algebra(layer, name, positive
     fast = rules.hand_down(RULES[name], module, x, relevance)
     expected = SLOW[name](w * x.flatten(1)[:, None], relevance.flatten(1))
     torch.testing.assert_close(fast.flatten(1), expected, rtol=1e-3, atol=1e-4)
-    if name in ("z_plus", "gamma") or (name == "alpha_beta" and not positive):
+    if name != "epsilon":
         total = relevance.flatten(1).sum(1)
         torch.testing.assert_close(fast.flatten(1).sum(1), total, rtol=1e-3, atol=1e-3)
 
@@ -166,6 +166,14 @@ def test_gamma_is_zennits_without_biases_and_stays_bounded_with_them():
     ours = rules.hand_down(rules.Gamma(0.25), unit, x, relevance)
     assert ours.abs().max() <= (1 + 0.25) / 0.25 * 1.25
     torch.testing.assert_close(ours.sum(), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_alpha_beta_is_zennits_where_every_unit_has_contributions_of_both_signs(bias):
+    module, x, relevance, _ = case(*LAYERS["dense"])
+    theirs = zennit.rules.AlphaBeta(2, 1, 1e-9, None if bias else "bias")
+    found = (rules.hand_down(r, module, x, relevance) for r in (rules.AlphaBeta(1.0, bias), theirs))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_any_beta_of_the_alpha_beta_rule_is_accepted():

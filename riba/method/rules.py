@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 import zennit.rules
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 def shared(
-    module: nn.Module, pairs: Pairs, relevance: Tensor, bias: bool = False
+    module: nn.Module, pairs: Pairs, relevance: Tensor, bias: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Relevance shared in proportion to contributions ≥ 0: R_i = Σ_j c_ij / Σ_i c_ij · R_j.
 
@@ -48,7 +47,7 @@ def shared(
     relevance
         R_j, of the shape of the layer's output.
     bias
-        The positive part of the bias takes its share, in the first pair.
+        1: the positive part of the bias takes its share, in the first pair; −1: the negative one.
 
     Returns
     -------
@@ -57,10 +56,10 @@ def shared(
     inputs = [x.clone().requires_grad_() for x, _ in pairs]
     z = 0
     for place, (x, (_, weight)) in enumerate(zip(inputs, pairs, strict=True)):
-        keep = bias and place == 0
+        kept = bias if place == 0 else 0
 
-        def changed(parameter: Tensor, name: str, w: Tensor = weight, b: bool = keep) -> Tensor:
-            return w if name == "weight" else parameter.clamp(min=0) * b
+        def changed(parameter: Tensor, name: str, w: Tensor = weight, b: int = kept) -> Tensor:
+            return w if name == "weight" else (b * parameter).clamp(min=0)
 
         with ParamMod(changed)(module) as linear, torch.enable_grad():
             z = z + linear.forward(x)
@@ -80,6 +79,25 @@ def _sizes(x: Tensor, w: Tensor) -> Pairs:
 
 def _evenly(x: Tensor, w: Tensor) -> Pairs:
     return ((torch.ones_like(x), torch.ones_like(w)),)
+
+
+def _in_turn(module: nn.Module, ways: Iterable[Pairs], relevance: Tensor, bias: int = 0) -> Tensor:
+    """Relevance :func:`shared` by the first contributions; of units without any by the next."""
+    below = 0
+    for pairs in ways:
+        more, relevance = shared(module, pairs, relevance, bias)
+        below, bias = below + more, 0
+        if not relevance.any():
+            break
+    return below
+
+
+def _by_positive(
+    module: nn.Module, x: Tensor, w: Tensor, relevance: Tensor, bias: int = 0
+) -> Tensor:
+    """Relevance shared by c⁺_ij; where there is none by |c_ij|, and else evenly."""
+    ways = (contributions(x, w) for contributions in (_signs, _sizes, _evenly))
+    return _in_turn(module, ways, relevance, bias)
 
 
 class ZPlus(Hook):
@@ -108,32 +126,36 @@ class ZPlus(Hook):
     ) -> tuple[Tensor]:
         """Relevance at the module's input, where autograd expects the gradient."""
         x, w = self.stored_tensors["input"].detach(), module.weight.detach()
-        below, left = shared(module, _signs(x, w), grad_output[0], self.bias)
-        for contributions in (_sizes, _evenly):
-            if left.any():
-                more, left = shared(module, contributions(x, w), left)
-                below = below + more
-        return (below,)
+        return (_by_positive(module, x, w, grad_output[0], self.bias),)
 
 
-class _NothingLost:
-    """In front of a rule of Zennit: units that no contribution feeds share evenly."""
+class AlphaBeta(ZPlus):
+    """αβ: R_i = Σ_j ((1 + β) c⁺_ij / z⁺_j − β c⁻_ij / z⁻_j) · R_j. Signed; conserves.
+
+    Bach et al. 2015, eq. 60. Zennit passes on (1 + β) times the relevance of a unit that has no
+    negative contribution, and −β times that of one that has no positive one. Here such a unit
+    shares the term that it lacks by |c_ij|, as in :class:`ZPlus`.
+    """
+
+    def __init__(self, beta: float = 1.0, bias: bool = False) -> None:
+        super().__init__(bias)
+        self.beta = beta
+
+    def copy(self) -> AlphaBeta:
+        """A rule for another module."""
+        return type(self)(self.beta, self.bias)
 
     def backward(
         self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
     ) -> tuple[Tensor]:
         """Relevance at the module's input, where autograd expects the gradient."""
-        (below,) = super().backward(module, grad_input, grad_output)
-        x, w = self.stored_tensors["input"][0].detach(), module.weight.detach()
-        _, left = shared(module, _sizes(x, w), grad_output[0])
-        return (below + shared(module, _evenly(x, w), left)[0] if left.any() else below,)
+        x, w = self.stored_tensors["input"].detach(), module.weight.detach()
+        helped = _by_positive(module, x, w, grad_output[0], self.bias)
+        opposed = _by_positive(module, x, -w, grad_output[0], -self.bias)
+        return ((1 + self.beta) * helped - self.beta * opposed,)
 
 
-class AlphaBeta(_NothingLost, zennit.rules.AlphaBeta):
-    """Zennit's αβ-rule, where it drops the relevance of a unit without contributions."""
-
-
-class Gamma(_NothingLost, zennit.rules.Gamma):
+class Gamma(zennit.rules.Gamma):
     """γ: R_i = Σ_j ((1 + γ) c⁺_ij + c⁻_ij) / ((1 + γ) z⁺_j + z⁻_j) · R_j. Signed; conserves.
 
     Montavon et al. 2019, section 10.2.1; where z_j < 0 it is the negative contributions that are
@@ -145,6 +167,15 @@ class Gamma(_NothingLost, zennit.rules.Gamma):
     def __init__(self, gamma: float = 0.25, zero_params: str | None = "bias") -> None:
         super().__init__(gamma, STABILISER, zero_params)
         self.param_modifiers[-1] = NoMod(zero_params=zero_params)
+
+    def backward(
+        self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
+    ) -> tuple[Tensor]:
+        """Relevance at the module's input, where autograd expects the gradient."""
+        (below,) = super().backward(module, grad_input, grad_output)
+        x, w = self.stored_tensors["input"][0].detach(), module.weight.detach()
+        _, left = shared(module, _sizes(x, w), grad_output[0])  # of units without contributions
+        return (below + shared(module, _evenly(x, w), left)[0] if left.any() else below,)
 
 
 class PositivePart(Hook):
@@ -164,8 +195,8 @@ class PositivePart(Hook):
     ) -> tuple[Tensor]:
         """Relevance at the module's input, where autograd expects the gradient."""
         x = self.stored_tensors["input"].detach().clamp(min=0)
-        below, left = shared(module, ((x, None),), grad_output[0])
-        return (below + shared(module, ((torch.ones_like(x), None),), left)[0],)
+        ways = (((inputs, None),) for inputs in (x, torch.ones_like(x)))
+        return (_in_turn(module, ways, grad_output[0]),)
 
 
 def hand_down(rule: Hook, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
@@ -218,9 +249,7 @@ def alpha2_beta1(
 ) -> Composite:
     """αβ in convolutions, ε in dense layers: R_i = Σ_j (α c⁺_ij / z⁺_j − β c⁻_ij / z⁻_j) R_j.
 
-    Bach et al. 2015, eq. 60, with α = 1 + β, so that it conserves; signed unless ``beta`` is 0.
-    Units with contributions of both signs conserve; a unit with positive ones alone passes on α
-    times its relevance, one with negative ones alone −β times.
+    With α = 1 + β (:class:`AlphaBeta`). Signed unless ``beta`` is 0; convolutions conserve.
 
     Raises
     ------
@@ -229,8 +258,7 @@ def alpha2_beta1(
     """
     if not beta >= 0:
         raise ValueError(f"beta must be 0 or more, got {beta:g}")
-    beta = float(np.float32(beta))  # so that (1 + β) − β is 1 to the last bit, which Zennit asks
-    return compose(AlphaBeta(1 + beta, beta, STABILISER, _left_out(bias)), pixels)
+    return compose(AlphaBeta(beta, bias), pixels)
 
 
 def gamma(pixels: str | Hook = "flat", *, gamma: float = 0.25, bias: bool = False) -> Composite:

@@ -15,8 +15,8 @@ NOTEBOOKS = (
     *("03_features_to_pixels", "05_relevance_iba"),
     *("06_segmentation_evaluation", "07_can_we_trust_it"),
 )
-DRIVEN = {"08_explorer": 1}
-"""Which of a notebook's panels is driven, if not its first one: that of the bundled network."""
+SCENES, PHOTOGRAPHS = "Bundled network", "EfficientNet-Lite0"
+"""Networks of 08; the tests are of the bundled one."""
 NOTEBOOKS_FOLDER = Path(__file__).parents[2] / "notebooks"
 CURRENT, STALE, COMPUTING = "these settings", "former settings", "computing"
 SLACK = 4.0
@@ -68,11 +68,19 @@ def panels_of(name):
 class Panel:
     """A panel on a page."""
 
-    def __init__(self, page, place=None):
-        place = DRIVEN.get(page.name, 0) if place is None else place
+    def __init__(self, page, place=0):
         self.page, self.root = page, page.locator(".riba-panel").nth(place)
+        if page.name == "08_explorer":
+            self.choose(SCENES)
         self.root.wait_for(timeout=240_000)
         self.root.scroll_into_view_if_needed()
+        self.settle()
+
+    def choose(self, network):
+        """Another network in 08, whose panel takes the place of the one that is there."""
+        self.page.get_by_role("button", name=network).click()
+        only_scenes = self.root.get_by_text("two objects of different classes")
+        only_scenes.wait_for(state="visible" if network == SCENES else "detached", timeout=60_000)
         self.settle()
 
     def watch(self):
@@ -398,6 +406,15 @@ def test_what_takes_long_shows_progress_and_can_be_cancelled(notebook):
     assert CURRENT in panel.badge
     assert panel.picture != before
     panel.act(panel.button("Reset").click)
+    assert panel.picture == before
+
+
+def test_a_network_is_chosen(notebook):
+    panel = explorer_only(notebook)
+    before = panel.picture
+    panel.choose(PHOTOGRAPHS)
+    assert panel.picture != before
+    panel.choose(SCENES)
     assert panel.picture == before
 
 

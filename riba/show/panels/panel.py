@@ -284,11 +284,14 @@ class Panel:
             self.display.show_progress(label, done, total)
 
     def _repr_mimebundle_(self, **_options: object) -> dict[str, object]:
-        live = self.display.widget._repr_mimebundle_()
+        return self.display.widget._repr_mimebundle_() | self.still()
+
+    def still(self) -> dict[str, str]:
+        """What a notebook without a kernel shows, by MIME type: the picture, or what went wrong."""
         if self.state == "failed":
-            return {**live, "text/plain": f"a panel that failed: {self.message}"}
-        still = b64encode(paint(self._view, scale=STILL, effort=9)).decode()
-        return {**live, "image/png": still, "text/plain": "a panel; this is its first picture"}
+            return {"text/plain": f"a panel that failed: {self.message}"}
+        picture = b64encode(paint(self._view, scale=STILL, effort=9)).decode()
+        return {"image/png": picture, "text/plain": "a panel; this is its first picture"}
 
 
 def _accepted(function: Callable, values: Mapping[str, object]) -> dict[str, object]:
