@@ -11,7 +11,7 @@ from riba.method.bottleneck import MIN_STD, InformationBottleneck, measure, to_b
 from riba.method.explicit import explicit
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets, networks
-from tools.readout import train
+from tools.readout import fit_scale, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:feature statistics from")
 LAYERS = networks.READOUT_LAYERS
@@ -31,7 +31,7 @@ def test_untrained_it_lets_everything_through(wb, batch):
     images = batch[0]
     r, read = readout.record(wb.model, wb.layer, LAYERS, images)
     fresh = readout.Readout(read.shape[1], r.shape[1])
-    fresh.fit_scale(read)
+    fit_scale(fresh, read)
     alpha = fresh(read)
     assert alpha.shape == r.shape
     assert (alpha > 4.5).all()

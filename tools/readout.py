@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from riba.method.bottleneck import MIN_STD, measure, restricted_moments
 from riba.method.explicit import explicit
-from riba.method.readout import ReadoutBottleneck, new_readout, record
+from riba.method.readout import Readout, ReadoutBottleneck, new_readout, record
 from riba.method.statistics import FeatureStatistics
 from riba.testbed import datasets
 
@@ -54,7 +54,7 @@ def train(
     rows = [torch.randperm(len(images), generator=draw).split(batch) for _ in range(epochs)]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, sum(map(len, rows)))
     bottleneck = ReadoutBottleneck(model, layer, stats, readout, layers, sigma)
-    readout.fit_scale(record(model, layer, layers, _batch(images, rows[0][0]))[1])
+    fit_scale(readout, record(model, layer, layers, _batch(images, rows[0][0]))[1])
     _, tail = explicit(model, [layer], _batch(images, rows[0][0][:1])).parts
     losses = []
     for epoch, parts in enumerate(rows):
@@ -70,6 +70,13 @@ def train(
         tqdm.write(f"epoch {epoch + 1}/{epochs}: mean loss {losses[-1]:.3f}")
     readout.eval()
     return bottleneck, losses
+
+
+@torch.no_grad()
+def fit_scale(readout: Readout, features: Tensor) -> None:
+    """Give a readout mean and spread of every input channel of a batch (B×inputs×h×w)."""
+    readout.mean.copy_(features.mean((0, 2, 3)))
+    readout.std.copy_(features.std((0, 2, 3)).clamp(min=MIN_STD))
 
 
 def _batch(images: Tensor, rows: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Query:
     ) -> tuple[Explicit, Information | Depths]:
         """The explicit form that the bottleneck at ``layers`` uses, and its information."""
         found = _bottleneck(self.wb, layers, self.seed, **settings)
-        net = _form(self.wb, layers, self.images, found)
+        net = _form(self.wb, self.images, found)
         return net, self.information(layers, net=net, **settings)
 
 
@@ -549,17 +549,15 @@ def information(
     found = _bottleneck(wb, layers, seed, **settings)
 
     def compute(images: Tensor, targets: Tensor) -> Information | Depths:
-        return found.optimise(net or _form(wb, layers, images, found), images, targets)
+        return found.optimise(net or _form(wb, images, found), images, targets)
 
     return _last(wb, ("information", layers, seed, *settings.items()), compute, images, targets)
 
 
-def _form(
-    wb: Workbench, layers: str | tuple[str, ...], images: Tensor, found: InformationBottleneck
-) -> Explicit:
+def _form(wb: Workbench, images: Tensor, found: InformationBottleneck) -> Explicit:
     """The explicit form of the network for a bottleneck: one for all of its settings."""
     found.check(images)
-    return wb.explicit((layers,) if isinstance(layers, str) else layers, images)
+    return wb.explicit(tuple(found.statistics), images)
 
 
 def input_information(
@@ -598,10 +596,8 @@ def _last(wb: Workbench, key: tuple, compute: Callable, images: Tensor, targets:
 
     Only the last one is kept, because results of several layers take much memory.
     """
-    digest = hashlib.blake2b()
-    for tensor in (images, targets):
-        digest.update(network.bytes_of(tensor))
-    content = (network.state_of(wb.model), images.shape, targets.dtype, digest.digest())
+    digest = network.hash_of((images, targets)).digest()
+    content = (network.state_of(wb.model), images.shape, targets.dtype, digest)
     last = wb.memory.get(key)
     if last is None or last[0] != content:
         last = wb.memory.put(key, (content, compute(images, targets)))

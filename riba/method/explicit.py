@@ -14,7 +14,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import torch
@@ -62,16 +62,12 @@ class DenseMap(nn.Conv2d):
     """A dense layer applied at every place of a map, typed as the convolution that it is."""
 
     def __init__(self, dense: nn.Linear) -> None:
-        nn.Module.__init__(self)
+        super().__init__(dense.in_features, dense.out_features, 1, device="meta")  # draws nothing
         self.weight, self.bias = dense.weight, dense.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """…×channels last to …×channels last."""
         return nn.functional.linear(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Channels below and above."""
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
 class Average(nn.AdaptiveAvgPool2d):
@@ -487,7 +483,7 @@ class Explicit:
         private = frozen_copy(model, share=True)
         logits, features = outputs_of(private, layers, example)
         self.layers, self.reason, self._net = tuple(features), "", None
-        self._ruled: dict[str | None, fx.GraphModule] = {}
+        self._ruled: dict[str | None, _Ruled] = {}
         self._lock = threading.RLock()
         try:
             dtype = dtype_of(_folded(private), example)
@@ -526,13 +522,11 @@ class Explicit:
 
         The key does not tell of everything that a network may compute with, so one image is run.
         """
-        if self._key != _key(model, layers, example):
-            return False
-        try:
-            self._check(example, logits_of(model, example), {})
-        except ValueError:
-            return False
-        return True
+        if self._key == _key(model, layers, example):
+            with suppress(ValueError):
+                self._check(example, logits_of(model, example), {})
+                return True
+        return False
 
     def check(self, images: Tensor) -> None:
         """Refuse images of another kind than the form was made for, and changed weights.
@@ -558,7 +552,7 @@ class Explicit:
             )
         return self._net
 
-    def ruled(self, layer: str | None, example: Tensor) -> fx.GraphModule:
+    def ruled(self, layer: str | None, example: Tensor) -> _Ruled:
         """The part below ``layer``, or the whole network (None), with a rule for every step.
 
         Raises
@@ -593,7 +587,7 @@ class Explicit:
         """
         net = self.ruled(layer, images[:1])
         with self._lock:
-            return _propagate(net, images, start, composite, names)
+            return net.propagate(images, start, composite, names)
 
 
 def _key(model: nn.Module, layers: Iterable[str], example: Tensor) -> tuple:
@@ -671,9 +665,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 # --- the part that relevance goes through --------------------------------------------------------
 
 
-def _ruled(
-    plain: fx.GraphModule, layer: str | None, example: Tensor, network: str
-) -> fx.GraphModule:
+def _ruled(plain: fx.GraphModule, layer: str | None, example: Tensor, network: str) -> _Ruled:
     """A copy of ``plain`` up to the output of ``layer`` (None: all), with a rule for every step.
 
     Refused where the copy computes something else, or loses random relevance by z⁺.
@@ -686,7 +678,7 @@ def _ruled(
         if node.op.startswith("call") and node.meta["varies"]:
             _give_rule(net, node)
     net.graph.lint()
-    net = _InOrder(net, net.graph)
+    net = _Ruled(net, net.graph)
     relevance = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0))
     relevance = relevance.to(expected)
 
@@ -698,7 +690,7 @@ def _ruled(
             )
         return relevance
 
-    pixels = _propagate(net, example, start, rules.composite(), ())["pixels"]
+    pixels = net.propagate(example, start, rules.composite())["pixels"]
     pixels = pixels.to("cpu", torch.float64)
     total = relevance.to("cpu", torch.float64).sum().item()
     arrived, negative = (x.sum().item() / total for x in (pixels, pixels.clamp(max=0)))
@@ -711,7 +703,7 @@ def _ruled(
     return net
 
 
-class _InOrder(fx.GraphModule):
+class _Ruled(fx.GraphModule):
     """Shows composites the modules that take a rule, as they run: the first sees the pixels."""
 
     def named_modules(self, *_args: object, **_named: object) -> Iterator[tuple[str, nn.Module]]:
@@ -719,6 +711,22 @@ class _InOrder(fx.GraphModule):
         for node in self.graph.nodes:
             if node.op == "call_module" and "signal" not in node.meta:
                 yield node.target, self.get_submodule(node.target)
+
+    def propagate(
+        self, images: Tensor, start: RelevanceAt, composite: Composite, names: Iterable[str] = ()
+    ) -> dict[str, Tensor]:
+        """As :meth:`Explicit.propagate`, from the end of this part."""
+        # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
+        with torch.inference_mode(False), torch.enable_grad(), composite.context(self):
+            pixels = images.to(dtype_of(self, images), copy=True).requires_grad_()
+            forward = _Pass(self, names)
+            (output,) = forward.run(pixels)
+            at = {**dict(reversed(forward.outputs.items())), "pixels": pixels}
+            relevance = start(output.detach()).detach().to(output).clone()
+            below = torch.autograd.grad(
+                output, list(at.values()), relevance, allow_unused=True, materialize_grads=True
+            )
+        return {name: at_layer.contiguous() for name, at_layer in zip(at, below, strict=True)}
 
 
 def _give_rule(net: fx.GraphModule, node: fx.Node) -> None:
@@ -801,26 +809,6 @@ class _Pass(fx.Interpreter):
             if name in self.names and isinstance(result, Tensor):
                 self.outputs[name] = result
         return result
-
-
-def _propagate(
-    net: fx.GraphModule,
-    images: Tensor,
-    start: RelevanceAt,
-    composite: Composite,
-    names: Iterable[str],
-) -> dict[str, Tensor]:
-    # outside no_grad and inference mode, whatever the caller is in: LRP is a modified gradient
-    with torch.inference_mode(False), torch.enable_grad(), composite.context(net):
-        pixels = images.to(dtype_of(net, images), copy=True).requires_grad_()
-        forward = _Pass(net, names)
-        (output,) = forward.run(pixels)
-        at = {**dict(reversed(forward.outputs.items())), "pixels": pixels}
-        relevance = start(output.detach()).detach().to(output).clone()
-        below = torch.autograd.grad(
-            output, list(at.values()), relevance, allow_unused=True, materialize_grads=True
-        )
-    return {name: at_layer.contiguous() for name, at_layer in zip(at, below, strict=True)}
 
 
 _building = threading.RLock()

@@ -123,10 +123,8 @@ def moments(task: PriorTask) -> Tensor:
 
 def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step on the optimiser's parameters; no gradient reaches the network's weights."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    gradients = torch.autograd.grad(loss, parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+    optimiser.zero_grad()
+    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
     optimiser.step()
 
 
@@ -284,14 +282,9 @@ class InputIBA:
         features = self.bottleneck.optimise(net, images, targets)
         images = images.to(features.nats)  # half precision would stall the optimisation
         targets = check_targets(targets, features.logits)
-        tasks = self._prior_tasks(net, images, features)
+        tasks = list(zip(self._prior_tasks(net, images, features), targets, strict=True))
         with torch.enable_grad():
-            parts = [
-                self._one(task, target)
-                for task, target in progress.track(
-                    zip(tasks, targets, strict=True), "InputIBA", len(images)
-                )
-            ]
+            parts = [self._one(*task) for task in progress.track(tasks, "InputIBA")]
         prior, alpha, probability, trace = map(torch.stack, zip(*parts, strict=True))
         lambda_, nats = self.measure(images, alpha, prior)
         return InputInformation(

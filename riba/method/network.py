@@ -40,6 +40,14 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
+def hash_of(tensors: Iterable[Tensor]) -> hashlib.blake2b:
+    """A hash of the bytes of tensors, to which more may be added."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(bytes_of(tensor))
+    return digest
+
+
 def state_of(model: nn.Module) -> tuple:
     """A key that changes when weights, buffers, modules, their hooks or plain attributes do.
 

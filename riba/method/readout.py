@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from riba.method.bottleneck import MIN_STD, measure
+from riba.method.bottleneck import InformationBottleneck, measure
 from riba.method.explicit import outputs_of
-from riba.method.network import check_images, device_of, frozen_copy, state_of
-from riba.method.statistics import FeatureStatistics, check_statistics
+from riba.method.network import device_of, frozen_copy
+from riba.method.statistics import FeatureStatistics
 
 LIMIT = 5.0
 """α stays within ±5, as published: λ between 0.7 and 99.3 %."""
@@ -48,21 +48,13 @@ class Readout(nn.Module):
             nn.ReLU(),
             nn.Conv2d(2 * channels, channels, 1),
         )
-        last = self.convolutions[-1]
-        with torch.no_grad():
-            last.weight.mul_(1e-3)
-            last.bias.fill_(LIMIT)
+        self.convolutions[-1].weight.data.mul_(1e-3)
+        nn.init.constant_(self.convolutions[-1].bias, LIMIT)
 
     def forward(self, features: Tensor) -> Tensor:
         """α for stacked features (B×inputs×h×w)."""
         normal = (features - self.mean[:, None, None]) / self.std[:, None, None]
         return self.convolutions(normal).clamp(-LIMIT, LIMIT)
-
-    @torch.no_grad()
-    def fit_scale(self, features: Tensor) -> None:
-        """Take mean and spread of every input channel from a batch (B×inputs×h×w)."""
-        self.mean.copy_(features.mean((0, 2, 3)))
-        self.std.copy_(features.std((0, 2, 3)).clamp(min=MIN_STD))
 
 
 class ReadoutBottleneck:
@@ -98,11 +90,9 @@ class ReadoutBottleneck:
         layers: Sequence[str],
         sigma: float = 1.0,
     ) -> None:
-        check_statistics(stats)
-        stats.check(model, layer)
+        self._per_sample = InformationBottleneck(model, layer, stats)  # for its checks
         self.model, self.layer, self.stats = model, layer, stats
         self.readout, self.layers, self.sigma = readout, tuple(layers), sigma
-        self._state = state_of(model)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -113,9 +103,7 @@ class ReadoutBottleneck:
         ValueError
             Images do not fit, or the weights have changed since.
         """
-        check_images(self.model, images)
-        if state_of(self.model) != self._state:
-            self.stats.check(self.model, self.layer)
+        self._per_sample.check(images)
         r, read = record(self.model, self.layer, self.layers, images)
         self.stats.check_features(r)
         return measure(r, self.readout(read), self.stats, self.sigma)[1].clamp(min=0)

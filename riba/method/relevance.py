@@ -57,6 +57,7 @@ def descend(
     images: Tensor,
     start: Tensor,
     composite: str | Composite | None = None,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """Propagate relevance at ``layer`` to the pixels.
 
@@ -72,6 +73,8 @@ def descend(
         B×C×h×w relevance at the layer: nats, or logits.
     composite
         A name (:data:`riba.rules.COMPOSITES`), a Zennit composite, or None for ``"z+"``.
+    measured
+        The features that ``start`` was measured on, where they are known: others are refused.
 
     Returns
     -------
@@ -83,8 +86,7 @@ def descend(
         Unknown layer or composite, ``start`` is not finite or does not fit the layer, or the
         network has a step that no rule exists for.
     """
-    net = form_of(model, [layer], images)
-    return _descend(net, layer, images, start, composite)["pixels"]
+    return descend_all(model, layer, images, start, composite, (), measured)["pixels"]
 
 
 def descend_all(
@@ -94,6 +96,7 @@ def descend_all(
     start: Tensor,
     composite: str | Composite | None = None,
     layers: Iterable[str] | None = None,
+    measured: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Relevance at every layer on the way down, from ``layer`` to ``"pixels"``, in that order.
 
@@ -113,10 +116,28 @@ def descend_all(
     ValueError
         Also where a layer of ``layers`` does not run below ``layer``.
     """
-    network = model.model if isinstance(model, Explicit) else model
-    names = stages(network) if layers is None else list(layers)
+    net = form_of(model, [layer], images)
+    if len(start) != len(images):
+        raise ValueError(
+            f"start is for {len(start)} images, there are {len(images)}: pass one an image"
+        )
+
+    def begin(part: slice, features: Tensor) -> Tensor:
+        if start[part].shape != features.shape:
+            expected, actual = ("×".join(map(str, x.shape)) for x in (features, start[part]))
+            raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {actual}")
+        if not torch.isfinite(start[part]).all():
+            raise ValueError("the starting relevance holds NaN or infinite values")
+        if measured is not None and not same(measured[part], features):
+            raise ValueError(
+                "the information was measured on other images or another network: pass those "
+                "that it was measured on"
+            )
+        return start[part]
+
+    names = stages(net.model) if layers is None else list(layers)
     lower = [name for name in names if name != layer]
-    below = _descend(form_of(model, [layer], images), layer, images, start, composite, lower)
+    below = _in_parts(net, layer, images, begin, composite, lower)
     missing = [name for name in lower if name not in below]
     if layers is not None and missing:
         raise ValueError(f"layer {missing[0]!r} does not run below {layer!r}: name one that does")
@@ -140,54 +161,6 @@ def _steps(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield from _steps(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
-
-
-def _descend(
-    net: Explicit,
-    layer: str,
-    images: Tensor,
-    start: Tensor,
-    composite: str | Composite | None,
-    names: Iterable[str] = (),
-    measured: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Relevance at the outputs of ``names``, the last first, and at the pixels.
-
-    ``measured`` are the features that ``start`` was measured on, where they are known: others are
-    refused.
-    """
-    if len(start) != len(images):
-        raise ValueError(
-            f"start is for {len(start)} images, there are {len(images)}: pass one an image"
-        )
-
-    def begin(part: slice, features: Tensor) -> Tensor:
-        if start[part].shape != features.shape:
-            expected, actual = ("×".join(map(str, x.shape)) for x in (features, start[part]))
-            raise ValueError(f"relevance at layer {layer!r} must be {expected}, got {actual}")
-        if not torch.isfinite(start[part]).all():
-            raise ValueError("the starting relevance holds NaN or infinite values")
-        if measured is not None and not same(measured[part], features):
-            raise ValueError(
-                "the information was measured on other images or another network: pass those "
-                "that it was measured on"
-            )
-        return start[part]
-
-    return _in_parts(net, layer, images, begin, composite, names)
-
-
-def _pixels(
-    model: Network,
-    images: Tensor,
-    information: Information,
-    start: Tensor,
-    composite: str | Composite | None,
-) -> Tensor:
-    """As :func:`descend`, from the layer of ``information``; refuses that of other images."""
-    net = form_of(model, [information.layer], images)
-    measured = information.features
-    return _descend(net, information.layer, images, start, composite, (), measured)["pixels"]
 
 
 def form_of(model: Network, layers: Iterable[str], images: Tensor) -> Explicit:
@@ -263,9 +236,9 @@ def cascade(
     start = depths.shallowest
     if smoothing is None:
         smoothing = images.shape[-1] / start.nats.shape[-1]
-    arrived = smooth(_pixels(model, images, start, start.nats, composite), smoothing)
+    arrived = descend(model, start.layer, images, start.nats, composite, start.features)
     weights = capacity_product((depth.nats for depth in depths), tuple(images.shape[-2:]))
-    return _rescaled(arrived * weights[:, None], like=start.nats)
+    return _rescaled(smooth(arrived, smoothing) * weights[:, None], like=start.nats)
 
 
 def detailed(
@@ -303,7 +276,7 @@ def detailed(
     """
     start = depths.shallowest
     evidence = lrp(model, images, targets, "gamma", start.layer) * start.nats
-    arrived = _pixels(model, images, start, evidence, composite).sum(1)
+    arrived = descend(model, start.layer, images, evidence, composite, start.features).sum(1)
     nats = (depth.nats for depth in (*depths, start))
     return capacity_product(nats, tuple(images.shape[-2:])) * detail(arrived, width) ** strength
 
@@ -584,7 +557,7 @@ def relevance_iba(
     layer = information.layer
     net = form_of(model, [layer], images)
     begin = start(information, source, partial(lrp, net, images, targets, composite, layer))
-    pixels = _pixels(net, images, information, begin.relevance, composite)
+    pixels = descend(net, layer, images, begin.relevance, composite, information.features)
     return pixels, ledger(information, begin, pixels)
 
 

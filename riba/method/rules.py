@@ -15,7 +15,7 @@ import torch
 import zennit.rules
 from torch import Tensor, nn
 from zennit.composites import SpecialFirstLayerMapComposite
-from zennit.core import Composite, Hook, ParamMod
+from zennit.core import BasicHook, Composite, Hook, ParamMod
 from zennit.layer import Sum
 from zennit.rules import Epsilon, Flat, NoMod, Pass, WSquare, ZBox
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
@@ -100,7 +100,20 @@ def _by_positive(
     return _in_turn(module, ways, relevance, bias)
 
 
-class ZPlus(Hook):
+class _ByInput(BasicHook):
+    """A rule that needs the module's input, which Zennit's hook stores, and no other of its parts.
+
+    ``below`` takes the module, its input and the relevance of its output.
+    """
+
+    def backward(
+        self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
+    ) -> tuple[Tensor]:
+        """Relevance at the module's input, where autograd expects the gradient."""
+        return (self.below(module, self.stored_tensors["input"][0].detach(), grad_output[0]),)
+
+
+class ZPlus(_ByInput):
     """z⁺: R_i = Σ_j c⁺_ij / z⁺_j · R_j, in layers with weights. Never negative; conserves.
 
     Montavon et al. 2017, as α1β0 for inputs of either sign. Zennit drops the relevance of a unit
@@ -117,16 +130,9 @@ class ZPlus(Hook):
         """A rule for another module."""
         return type(self)(self.bias)
 
-    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
-        """Store the input of the module."""
-        self.stored_tensors["input"] = input[0]
-
-    def backward(
-        self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
-    ) -> tuple[Tensor]:
-        """Relevance at the module's input, where autograd expects the gradient."""
-        x, w = self.stored_tensors["input"].detach(), module.weight.detach()
-        return (_by_positive(module, x, w, grad_output[0], self.bias),)
+    def below(self, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
+        """Relevance at the module's input ``x``."""
+        return _by_positive(module, x, module.weight.detach(), relevance, self.bias)
 
 
 class AlphaBeta(ZPlus):
@@ -145,14 +151,12 @@ class AlphaBeta(ZPlus):
         """A rule for another module."""
         return type(self)(self.beta, self.bias)
 
-    def backward(
-        self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
-    ) -> tuple[Tensor]:
-        """Relevance at the module's input, where autograd expects the gradient."""
-        x, w = self.stored_tensors["input"].detach(), module.weight.detach()
-        helped = _by_positive(module, x, w, grad_output[0], self.bias)
-        opposed = _by_positive(module, x, -w, grad_output[0], -self.bias)
-        return ((1 + self.beta) * helped - self.beta * opposed,)
+    def below(self, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
+        """Relevance at the module's input ``x``."""
+        w = module.weight.detach()
+        helped = _by_positive(module, x, w, relevance, self.bias)
+        opposed = _by_positive(module, x, -w, relevance, -self.bias)
+        return (1 + self.beta) * helped - self.beta * opposed
 
 
 class Gamma(zennit.rules.Gamma):
@@ -178,7 +182,7 @@ class Gamma(zennit.rules.Gamma):
         return (below + shared(module, _evenly(x, w), left)[0] if left.any() else below,)
 
 
-class PositivePart(Hook):
+class PositivePart(_ByInput):
     """R_i = Σ_j x⁺_i / Σ_i x⁺_i · R_j, in layers without weights. Never negative; conserves.
 
     For residual sums and average pooling. Zennit's ``Norm`` has x_i in place of x⁺_i, which makes
@@ -186,17 +190,10 @@ class PositivePart(Hook):
     shared evenly.
     """
 
-    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
-        """Store the input of the module."""
-        self.stored_tensors["input"] = input[0]
-
-    def backward(
-        self, module: nn.Module, grad_input: tuple, grad_output: tuple[Tensor, ...]
-    ) -> tuple[Tensor]:
-        """Relevance at the module's input, where autograd expects the gradient."""
-        x = self.stored_tensors["input"].detach().clamp(min=0)
-        ways = (((inputs, None),) for inputs in (x, torch.ones_like(x)))
-        return (_in_turn(module, ways, grad_output[0]),)
+    def below(self, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
+        """Relevance at the module's input ``x``."""
+        ways = (((inputs, None),) for inputs in (x.clamp(min=0), torch.ones_like(x)))
+        return _in_turn(module, ways, relevance)
 
 
 def hand_down(rule: Hook, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
@@ -271,7 +268,7 @@ def gamma(pixels: str | Hook = "flat", *, gamma: float = 0.25, bias: bool = Fals
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma:g}: use epsilon with 0 for LRP-0")
-    return compose(Gamma(gamma, _left_out(bias)), pixels)
+    return compose(Gamma(gamma, None if bias else "bias"), pixels)
 
 
 def epsilon(pixels: str | Hook = "flat", *, epsilon: float = 0.25, bias: bool = False) -> Composite:
@@ -286,7 +283,7 @@ def epsilon(pixels: str | Hook = "flat", *, epsilon: float = 0.25, bias: bool = 
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be 0 or more, got {epsilon:g}")
-    return compose(Epsilon(epsilon, zero_params=_left_out(bias)), pixels)
+    return compose(Epsilon(epsilon, zero_params=None if bias else "bias"), pixels)
 
 
 def flat(pixels: str | Hook = "flat") -> Composite:
@@ -397,10 +394,8 @@ def compose(
         pixels = PIXELS[pixels]
     sums = sums or PositivePart()
     layer_map = [
-        (Activation, Pass()),
-        (BatchNorm, Pass()),
-        (Sum, sums),
-        (AvgPool, sums),
+        ((Activation, BatchNorm), Pass()),
+        ((Sum, AvgPool), sums),
         (Convolution, body),
         (Linear, dense or Epsilon()),
     ]
@@ -423,7 +418,3 @@ def by_depth(lower: Composite, upper: Composite, upper_layers: Iterable[str]) ->
         return (upper if above else lower).module_map(context, name, module)
 
     return Composite(module_map=module_map)
-
-
-def _left_out(bias: bool) -> str | None:
-    return None if bias else "bias"

@@ -7,7 +7,6 @@ Attribution", ICLR 2020, section 3.2).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from riba import progress, storage
-from riba.method.network import bytes_of, check_images, device_of, fingerprint, run_until
+from riba.method.network import check_images, device_of, fingerprint, hash_of, run_until
 from riba.storage import DATA
 
 CACHE = DATA / "cache"
@@ -91,17 +90,17 @@ class FeatureStatistics:
         UserWarning
             Fewer than 1,000 images: the statistics are rough then.
         """
-        total, size = None, None
+        total, size = _Moments(), None
         for batch in progress.track(_batches(model, images), "feature statistics"):
-            moments = _moments(_features(model, layer, batch))
-            if total is not None and batch.shape[2:] != size:
+            features = _features(model, layer, batch)
+            if size not in (None, batch.shape[2:]):
                 raise ValueError(
                     f"images of different sizes ({_by(size)} and {_by(batch.shape[2:])} pixels): "
                     "resize them to one size"
                 )
             size = tuple(batch.shape[2:])
-            total = moments if total is None else _merge(total, moments)
-        count = 0 if total is None else total.count
+            total = total.joined(features)
+        count = total.count
         if count < 2:
             raise ValueError(f"statistics need at least two images, got {count}")
         if count < FEW_IMAGES and not few:
@@ -183,11 +182,9 @@ class FeatureStatistics:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = self._tensors()
         facts = {name: getattr(self, name) for name in _FACTS}
-        data = safetensors.torch.save(
-            tensors, {"facts": json.dumps(facts), "checksum": _checksum(tensors)}
-        )
+        metadata = {"facts": json.dumps(facts), "checksum": _checksum(tensors)}
         with storage.whole(path) as part:
-            part.write_bytes(data)
+            part.write_bytes(safetensors.torch.save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> FeatureStatistics:
@@ -291,26 +288,20 @@ _FACTS = ("layer", "fingerprint", "count", "size", "dataset")
 class _Moments:
     """Per element (C×h×w, float64): mean, summed squared deviations from it, non-zero values."""
 
-    count: int
-    mean: Tensor
-    squares: Tensor
-    nonzero: Tensor
+    count: int = 0
+    mean: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    nonzero: Tensor | int = 0
 
-
-def _moments(features: Tensor) -> _Moments:
-    features = features.double()
-    mean = features.mean(0)
-    squares = (features - mean).square().sum(0)
-    return _Moments(len(features), mean, squares, (features != 0).sum(0))
-
-
-def _merge(a: _Moments, b: _Moments) -> _Moments:
-    """Moments of both sets together (Chan, Golub and LeVeque 1979): no large sums cancel."""
-    count = a.count + b.count
-    shift = b.mean - a.mean
-    mean = a.mean + shift * (b.count / count)
-    squares = a.squares + b.squares + shift.square() * (a.count * b.count / count)
-    return _Moments(count, mean, squares, a.nonzero + b.nonzero)
+    def joined(self, features: Tensor) -> _Moments:
+        """With those of a batch (Chan, Golub and LeVeque 1979): no large sums cancel."""
+        features, count = features.double(), self.count + len(features)
+        mean = features.mean(0)
+        shift = mean - self.mean
+        within = (features - mean).square().sum(0)
+        squares = self.squares + within + shift.square() * (self.count * len(features) / count)
+        mean = self.mean + shift * (len(features) / count)
+        return _Moments(count, mean, squares, self.nonzero + (features != 0).sum(0))
 
 
 def _batches(model: nn.Module, images: Images) -> Iterator[Tensor]:
@@ -331,10 +322,7 @@ def _features(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        digest.update(bytes_of(tensors[name]))
-    return digest.hexdigest()
+    return hash_of(tensors[name] for name in sorted(tensors)).hexdigest()
 
 
 def _by(shape: Iterable[int], sign: str = "×") -> str:

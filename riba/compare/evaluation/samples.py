@@ -11,7 +11,7 @@ from pathlib import Path
 from riba import progress, storage
 from riba.compare.evaluation.blocks import CONTRAST
 from riba.compare.methods import told
-from riba.method.network import bytes_of
+from riba.method.network import hash_of
 from riba.testbed import datasets, segmentation
 from riba.testbed.datasets import Chosen, Sample, files_hash
 from riba.testbed.segmentation import Photos
@@ -168,10 +168,8 @@ def _read(
     wb: Workbench, sample: Sample, metrics: Sequence[str], explain: str
 ) -> tuple[str, dict[str, object]]:
     """The size of a sample, and the table's columns about it; the digest identifies its content."""
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in (sample.image, sample.mask, sample.other, sample.void):
-        if tensor is not None:
-            digest.update(bytes_of(tensor))
+    tensors = (sample.image, sample.mask, sample.other, sample.void)
+    digest = hash_of(tensor for tensor in tensors if tensor is not None)
     digest.update(str(sample.label).encode())
     name = sample.name or digest.hexdigest()
     _check(wb, sample, name, metrics, explain)

@@ -101,7 +101,7 @@ def sensitivity_n(
         raise ValueError(f"shares must lie between 0 and 1, got {tuple(shares)}")
     flat = maps.detach().flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
-    whole = _class_logits(model, images, targets)
+    whole = class_logit(*_answers(model, images, targets)).double()
     correlations = []
     for share in shares:
         count = max(1, round(share * flat.shape[1]))
@@ -109,8 +109,8 @@ def sensitivity_n(
         removed = torch.zeros(subsets, flat.shape[1], dtype=torch.bool)
         removed = removed.scatter_(1, picks, True).to(images.device)
         holes = removed.unflatten(1, maps.shape[1:])[:, None]
-        logits = [_class_logits(model, images * ~hole, targets) for hole in holes]
-        drops = whole[:, None] - torch.stack(logits, dim=1)
+        logits = [class_logit(*_answers(model, images * ~hole, targets)) for hole in holes]
+        drops = whole[:, None] - torch.stack(logits, dim=1).double()
         correlations.append(_pearson(flat @ removed.double().T, drops))
     return torch.stack(correlations).mean(0)
 
@@ -147,21 +147,17 @@ def _area(
     """
     probabilities = []
     for cutoff in torch.linspace(0, order[0].numel(), steps + 1).tolist():
-        logits = _logits(model, torch.where((order < cutoff)[:, None], end, start))
-        checked = check_targets(targets, logits)
-        probabilities.append(log_probability(logits, checked).exp().double())
+        answers = _answers(model, torch.where((order < cutoff)[:, None], end, start), targets)
+        probabilities.append(log_probability(*answers).exp().double())
     return torch.trapezoid(torch.stack(probabilities, dim=1), dx=1 / steps, dim=1)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
+def _answers(model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Logits, and the targets as a tensor that fits them."""
     with errors_in_words(images):
-        return torch.cat([model(part) for part in images.split(AT_ONCE)])
-
-
-def _class_logits(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
-    logits = _logits(model, images)
-    return class_logit(logits, check_targets(targets, logits)).double()
+        logits = torch.cat([model(part) for part in images.split(AT_ONCE)])
+    return logits, check_targets(targets, logits)
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:

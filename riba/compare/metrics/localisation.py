@@ -158,8 +158,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, void: Tensor | None = None
     levels = torch.arange(11, dtype=heat.dtype, device=heat.device) / 10
     warm = heat.masked_fill((heat < 0.1) | ~keep, torch.nan)
     thresholds = warm.nanquantile(levels, dim=1).clamp(max=0.99)
-    above = heat >= thresholds[:, :, None]
-    above &= keep
+    above = (heat >= thresholds[:, :, None]) & keep
     ratios = (above * masks * heat).sum(2) / above.sum(2)
     return torch.trapezoid(ratios, levels, dim=0)
 
