@@ -68,9 +68,8 @@ def show_map(
     top, colours = upper_limit(values), SIGNED if signed else UNSIGNED
     picture = ax.imshow(_array(values), cmap=colours, vmin=-top * signed, vmax=top)
     if bar:
-        scale = ax.figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02, aspect=18)
+        scale = ax.figure.colorbar(picture, ax=ax, shrink=0.85, pad=0.02, aspect=18, label=unit)
         scale.outline.set_visible(False)
-        scale.set_label(unit)
         scale.formatter.set_powerlimits((-2, 3))
     _bare(ax, title)
 
@@ -107,9 +106,8 @@ def in_colour(values: Array, limit: float | None = None) -> np.ndarray:
     """
     top = upper_limit(values) if limit is None else limit
     share = np.clip(_array(values) / top, -1, 1)
-    if share.min() < 0:
-        return plt.get_cmap(SIGNED)((share + 1) / 2)[..., :3]
-    return plt.get_cmap(UNSIGNED)(share)[..., :3]
+    colours, share = (SIGNED, (share + 1) / 2) if share.min() < 0 else (UNSIGNED, share)
+    return plt.get_cmap(colours)(share)[..., :3]
 
 
 def show_hits(
@@ -139,11 +137,9 @@ def hits(rgb: Array, values: Array, mask: Array, share: float) -> np.ndarray:
     values, mask = _array(values), np.asarray(mask)
     grey = np.asarray(rgb).mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.5 + 0.45
     count = max(1, round(share * values.size))
-    top = np.zeros(values.size, dtype=bool)
-    top[np.argsort(-values, axis=None, kind="stable")[:count]] = True
-    top = top.reshape(values.shape)
-    for chosen, colour in ((top & mask, HIT), (top & ~mask, MISS)):
-        grey[chosen] = to_rgb(colour)
+    top = np.zeros(values.shape, dtype=bool)
+    top.flat[np.argsort(-values, axis=None, kind="stable")[:count]] = True
+    grey[top] = np.where(mask[top][:, None], to_rgb(HIT), to_rgb(MISS))
     return grey
 
 
@@ -211,10 +207,9 @@ def comparison(
     size
         Inches a cell.
     """
-    columns = 1 + len(maps)
-    figure, axes = plt.subplots(
-        len(pictures), columns, figsize=(columns * size, len(pictures) * size * 1.05), squeeze=False
-    )
+    rows, columns = len(pictures), 1 + len(maps)
+    inches = columns * size, rows * size * 1.05
+    figure, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
     for row, (line, picture) in enumerate(zip(axes, pictures, strict=True)):
         show_image(line[0], picture, "image" if row == 0 else "")
         if masks is not None:

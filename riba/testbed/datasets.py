@@ -95,9 +95,8 @@ class Scenes(Sequence):
             return Chosen([(self, place) for place in range(len(self))[index]])
         scene = self.scene(index)
         masks = torch.from_numpy(scene.masks)
-        rows = [row for row in range(len(masks)) if row != self.target]
         image, label = SCENES.normalise(scene.image), scene.labels[self.target]
-        other = masks[rows].any(0) if rows else None
+        other = masks.any(0) & ~masks[self.target] if len(masks) > 1 else None  # they never overlap
         name = f"{self.name}-{self.seeds[index] - self.seeds[0]}"
         return Sample(image, label, masks[self.target], other, name)
 
@@ -284,8 +283,7 @@ class Preparation:
         if len(self.mean) == 1:
             picture = np.array(Image.fromarray(picture).convert("L"))[..., None]
         rgb = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255
-        mean, std = self._moments()
-        return (rgb - mean) / std
+        return functional.normalize(rgb, self.mean, self.std)
 
     def image(self, picture: np.ndarray) -> Tensor:
         """H×W×3 uint8 to 3×crop×crop float, normalised."""

@@ -89,15 +89,13 @@ def small_resnet(weights: Path | str | None = None) -> nn.Module:
         As :func:`scenenet`.
     """
     stem = [nn.Conv2d(3, 32, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-    blocks = [_block(32, 32, 1), _block(32, 64, 2), _block(64, 96, 2), _block(96, 96, 1)]
+    blocks = [BasicBlock(32, 32), _halving(32, 64), _halving(64, 96), BasicBlock(96, 96)]
     return _scene_classifier([*stem, *blocks], 96, weights)
 
 
-def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    if stride == 1:
-        return BasicBlock(inputs, outputs)
-    shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
-    return BasicBlock(inputs, outputs, stride, shortcut)
+def _halving(inputs: int, outputs: int) -> nn.Module:
+    shortcut = nn.Sequential(conv1x1(inputs, outputs, 2), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, 2, shortcut)
 
 
 def _scene_classifier(layers: list, channels: int, weights: Path | str | None) -> nn.Module:
@@ -151,10 +149,9 @@ def _download(name: str, published: WeightsEnum) -> Path:
         try:
             published.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"no weights of {name} here, and they could not be downloaded ({error}): "
-                f"get {published.url} and put it at {path}, or pass weights=FILE"
-            ) from error
+            problem = f"no weights of {name} here, and they could not be downloaded ({error})"
+            cure = f"get {published.url} and put it at {path}, or pass weights=FILE"
+            raise FileNotFoundError(f"{problem}: {cure}") from error
     return path
 
 
@@ -232,16 +229,12 @@ def load_weights(model: nn.Module, path: Path | str, *, renamed: bool = False) -
         state = dict(zip(own, state.values(), strict=False))
     differences = [f"no {name}" for name in own if name not in state]
     differences += [f"{name}, which it lacks" for name in state if name not in own]
-    differences += [
-        f"{name} of {_by(state[name])}, not {_by(own[name])}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    sizes = {name: (_by(state[name]), _by(own[name])) for name in own if name in state}
+    differences += [f"{name} of {a}, not {b}" for name, (a, b) in sizes.items() if a != b]
     if differences:
-        raise ValueError(
-            f"{path.name} holds the weights of another network: {len(differences)} entries "
-            f"differ, it has {differences[0]}: build the network that they are of"
-        )
+        problem = f"{path.name} holds the weights of another network"
+        found = f"{len(differences)} entries differ, it has {differences[0]}"
+        raise ValueError(f"{problem}: {found}: build the network that they are of")
     model.load_state_dict(state)
 
 
@@ -279,10 +272,9 @@ def _content(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise ValueError(
-                f"{path.name} holds more than tensors, such as a whole network, which could run "
-                "code when it is read: save model.state_dict() in its place"
-            ) from error
+            more = "such as a whole network, which could run code when it is read"
+            cure = "save model.state_dict() in its place"
+            raise ValueError(f"{path.name} holds more than tensors, {more}: {cure}") from error
         reason = str(error).partition("\n")[0][:100] or type(error).__name__
         raise ValueError(f"{path} cannot be read as weights ({reason}): get it again") from error
 
@@ -303,10 +295,9 @@ def scenenet_readout(
     """
     check_statistics(stats)
     if stats.layer != SCENENET_LAYER:
-        problem = (
-            f"the bundled readout was trained for layer {SCENENET_LAYER!r}, not {stats.layer!r}"
-        )
-        raise ValueError(f"{problem}: use that layer, or train one with tools/readout.py")
+        layers = f"layer {SCENENET_LAYER!r}, not {stats.layer!r}"
+        cure = "use that layer, or train one with tools/readout.py"
+        raise ValueError(f"the bundled readout was trained for {layers}: {cure}")
     readout = new_readout(model, SCENENET_LAYER, READOUT_LAYERS, stats)
     load_weights(readout, weights)
     return ReadoutBottleneck(model, SCENENET_LAYER, stats, readout.eval(), READOUT_LAYERS)

@@ -106,10 +106,9 @@ class Photos(Sequence):
             return datasets.Sample(image, entry.label, None, name=entry.name)
         codes = self.decode(entry.mask)
         if picture.shape[:2] != codes.shape:
-            raise ValueError(
-                f"{entry.image.name} has {picture.shape[1]}×{picture.shape[0]} pixels, its mask "
-                f"{codes.shape[1]}×{codes.shape[0]}: they must agree"
-            )
+            size, other = (f"{x.shape[1]}×{x.shape[0]}" for x in (picture, codes))
+            name = entry.image.name
+            raise ValueError(f"{name} has {size} pixels, its mask {other}: they must agree")
         codes = torch.from_numpy(self.prepare.square(codes))
         mask, void = codes == entry.code, codes == VOID
         other = (codes != BACKGROUND) & ~mask & ~void
@@ -163,13 +162,11 @@ def readable(samples: Sequence[datasets.Sample]) -> tuple[list[datasets.Sample],
     for index in progress.track(range(len(samples)), "reading photos"):
         try:
             sample = samples[index]
+            if sample.mask is not None and not sample.mask.any():
+                raise ValueError(f"{sample.name}: nothing of its object is left after the crop")
+            good.append(sample)
         except (OSError, ValueError) as error:
             bad[index] = str(error)
-            continue
-        if sample.mask is None or sample.mask.any():
-            good.append(sample)
-        else:
-            bad[index] = f"{sample.name}: nothing of its object is left after the crop"
     return good, bad
 
 
@@ -266,9 +263,8 @@ def imagenet_s(root: Path | str, prepare: Preparation, *, split: str = "validati
     for mask in sorted((folder / f"{split}-segmentation").glob("*/*.png")):
         wordnet = mask.parent.name
         if not codes.get(wordnet, 0) > 0:
-            raise ValueError(
-                f"{folder.name} has no class {wordnet}: remove it, or pass a larger subset"
-            )
+            cure = "remove it, or pass a larger subset"
+            raise ValueError(f"{folder.name} has no class {wordnet}: {cure}")
         image = folder / split / wordnet / f"{mask.stem}.JPEG"
         label = int(table["imagenet"][wordnet])
         entries.append(Entry(mask.stem, image, mask, label, int(codes[wordnet])))
@@ -407,8 +403,7 @@ def imagenet_sets(data_set: str) -> dict[str, tuple[int, ...]]:
     if data_set not in table.index:
         known = ", ".join(table.index.unique())
         raise ValueError(f"no ImageNet classes for {data_set!r}: there are tables for {known}")
-    rows = table.loc[data_set].groupby("class", sort=False)["imagenet"]
-    return {name: tuple(numbers) for name, numbers in rows}
+    return table.loc[data_set].groupby("class", sort=False)["imagenet"].agg(tuple).to_dict()
 
 
 def _sets(data_set: str, class_names: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -77,9 +77,7 @@ class Optimisation(NamedTuple):
         noise = torch.randn(self.samples, *r.shape[1:], generator=generator)
         std = stats.std.clamp(min=iba.MIN_STD)
         z = iba.restrict(r, lambda_, noise, stats.mean, std, stats.active)[0]
-        with torch.no_grad():
-            through = self.tail(z)[0].softmax(1).mean(0)
-        return lambda_, nats.clamp(min=0), through
+        return lambda_, nats.clamp(min=0), self.tail(z)[0].softmax(1).mean(0)
 
 
 def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) -> View:
@@ -97,7 +95,9 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
         map_picture(bits, title=title, unit="bits / pixel", outline=sample(wb, scene).mask),
     ]
     title = "p(class): open (grey), through (red)"
-    rows = class_rows(wb, wb.predict(result.images)[0], through)
+    opened = wb.predict(result.images)[0]
+    likeliest = torch.maximum(opened, through).topk(4).indices.tolist()
+    rows = {wb.class_names[k]: (opened[k].item(), through[k].item()) for k in likeliest}
     probabilities = Bars(rows=rows, title=title, colours=(PALE, COLOURS[1]), limit=1.0)
     curve = partial(Curves, x=range(len(trace.loss)), at=step, x_label="step")
     measured = (trace.information[:, 0] / math.log(2)).tolist()
@@ -113,19 +113,12 @@ def bottleneck_view(wb: Workbench, result: Optimisation, scene: int, step: int) 
     return View(rows=[(205, maps), (170, plots)], notes=[f"{settled}   {words}"])
 
 
-def class_rows(wb: Workbench, opened: Tensor, through: Tensor) -> dict[str, tuple[float, float]]:
-    """Probabilities of the four likeliest classes, without and with the bottleneck."""
-    top = torch.maximum(opened, through).topk(4).indices.tolist()
-    return {wb.class_names[k]: (opened[k].item(), through[k].item()) for k in top}
-
-
 def with_noise(rgb: Tensor, lambda_: Tensor) -> Tensor:
     """The picture (H×W×3 in 0–1) under noise: as much as the most open channel's λ leaves.
 
     ``lambda_`` is 1×C×h×w.
     """
-    share = torch.nn.functional.interpolate(
-        lambda_.amax(1, keepdim=True), tuple(rgb.shape[:2]), mode="bilinear"
-    )[0, 0, :, :, None]
+    widest = lambda_.amax(1, keepdim=True)
+    share = torch.nn.functional.interpolate(widest, rgb.shape[:2], mode="bilinear")[0, 0, ..., None]
     noise = torch.rand(rgb.shape, generator=torch.Generator().manual_seed(0))
     return share * rgb + (1 - share) * noise

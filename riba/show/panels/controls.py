@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import ipywidgets as widgets
-import torch
 
 from riba.compare.methods import METHODS
 from riba.method import network
@@ -26,8 +25,7 @@ def control(kind: type, label: str, **traits: object) -> widgets.ValueWidget:
 
 def scene_slider(wb: Workbench) -> widgets.IntSlider:
     """Which of the first 200 test scenes, or photos."""
-    last = min(200, len(wb.test)) - 1
-    return control(widgets.IntSlider, "test scene", value=min(3, last), max=last)
+    return control(widgets.IntSlider, "test scene", value=3, max=min(200, len(wb.test)) - 1)
 
 
 def method_list(most: int, first: tuple[str, ...]) -> widgets.SelectMultiple:
@@ -56,12 +54,8 @@ def layer_list(wb: Workbench) -> widgets.Dropdown:
 def strides(wb: Workbench) -> dict[str, str]:
     """Label, which is name and stride, to name of the workbench's depths, the shallowest first."""
     image = wb.test[0].image[None]
-    labels = {}
-    for layer in reversed(wb.depths):
-        with torch.no_grad():
-            side = network.run_until(wb.model, layer, image).shape[-1]
-        labels[f"{layer}, stride {image.shape[-1] // side}"] = layer
-    return labels
+    sides = {name: network.run_until(wb.model, name, image).shape[-1] for name in wb.depths[::-1]}
+    return {f"{name}, stride {image.shape[-1] // side}": name for name, side in sides.items()}
 
 
 def set_value(controls: Mapping[str, widgets.ValueWidget], name: str, value: object) -> None:

@@ -39,33 +39,22 @@ class Display:
     """
 
     def __init__(self, columns: Sequence[Sequence[widgets.Widget]]) -> None:
-        self.picture = widgets.Image(format="png", layout=_wide(margin="0"))
-        self.picture.add_class("riba-picture")
-        self.badge = widgets.HTML()
-        self.badge.add_class("riba-badge")
-        self._progress = widgets.FloatProgress(max=1, style={"description_width": "initial"})
-        self._progress.layout.width = "25em"
-        self._progress.add_class("riba-progress")
+        self.picture = widgets.Image(layout=_wide(margin="0")).add_class("riba-picture")
+        self.badge = widgets.HTML().add_class("riba-badge")
+        look = {"style": {"description_width": "initial"}, "layout": {"width": "25em"}}
+        self._progress = widgets.FloatProgress(max=1, **look).add_class("riba-progress")
         self.hide_progress()
         self._note = widgets.HTML()
         self.code = widgets.Textarea(layout=_wide(height="5em", margin="0", display="none"))
         self._clipboard = widgets.Output()
         self._buttons = widgets.Box(layout=_wide(flex_flow="row wrap"))
         boxes = [widgets.VBox(column) for column in columns]
-        self.widget = widgets.VBox(
-            [
-                widgets.HTML(STYLE),
-                widgets.Box(boxes, layout=_wide(flex_flow="row wrap")),
-                self._buttons,
-                widgets.HBox([self.badge, self._progress]),
-                self._note,
-                self.picture,
-                self.code,
-                self._clipboard,
-                widgets.Output(outputs=_script(KEYS)),
-            ]
-        )
-        self.widget.add_class("riba-panel")
+        controls = widgets.Box(boxes, layout=_wide(flex_flow="row wrap"))
+        state = widgets.HBox([self.badge, self._progress])
+        keys = widgets.Output(outputs=_script(KEYS))
+        above = [widgets.HTML(STYLE), controls, self._buttons, state, self._note]
+        below = [self.picture, self.code, self._clipboard, keys]
+        self.widget = widgets.VBox([*above, *below]).add_class("riba-panel")
 
     def add_above(self, widget: widgets.Widget) -> None:
         """Show ``widget`` above the controls."""
@@ -73,8 +62,7 @@ class Display:
 
     def add_button(self, label: str, act: Callable[[], None], tooltip: str) -> None:
         """Show a button that calls ``act``; the last one added starts and cancels the work."""
-        layout = widgets.Layout(width="auto")
-        button = widgets.Button(description=label, tooltip=tooltip, layout=layout)
+        button = widgets.Button(description=label, tooltip=tooltip, layout={"width": "auto"})
         button.on_click(lambda _button: act())
         self._buttons.children = (*self._buttons.children, button)
 

@@ -45,10 +45,8 @@ def explorer(wb: Workbench, **settings: object) -> Panel:
         check_count(methods, MOST)
         image, mask = read_picture(wb, scene, two, photo)
         probability = wb.predict(image[None])[0]
-        likeliest = probability.argmax().item()
-        target = likeliest if label == PREDICTED else wb.class_names.index(label)
-        classes = torch.tensor([target])
-        maps = {name: METHODS[name].explain(wb, image[None], classes) for name in methods}
+        target = probability.argmax().item() if label == PREDICTED else wb.class_names.index(label)
+        maps = {name: METHODS[name].explain(wb, image[None], [target]) for name in methods}
         return Explanation(image, mask, target, probability, maps)
 
     classes, share = [PREDICTED, *wb.class_names], {"min": 0, "max": 1}
@@ -97,8 +95,7 @@ class Explanation(NamedTuple):
 def read_picture(wb: Workbench, scene: int, two: bool, photo: str) -> tuple[Tensor, Tensor | None]:
     """Image (3×H×W) and mask of a test scene; of the photo at a path, which has no mask, if any."""
     if photo.strip():
-        path = Path(photo.strip()).expanduser()
-        return wb.prepare.image(datasets.read_photo(path)), None
+        return wb.prepare.image(datasets.read_photo(photo.strip())), None
     sample = _scenes(wb, two)[scene]
     return sample.image, sample.mask
 

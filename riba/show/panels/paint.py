@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import get_data_path
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from riba.show import plots
 
@@ -108,11 +108,10 @@ class Picture(Tile):
         enlarge = min(box.height / rows, (box.width - 74 * bar) / columns)
         place = box._replace(width=round(enlarge * columns), height=round(enlarge * rows))
         size = round(place.width * page.scale), round(place.height * page.scale)
-        large = np.array(Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST))
+        large = Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST)
         if self.outline is not None:
-            border = _border(np.asarray(self.outline), size, round(1.4 * page.scale))
-            large[border] = np.array(to_rgb(self.ink)) * 255
-        page.paste(Image.fromarray(large), box.x, box.y)
+            large.paste(self.ink, mask=_border(self.outline, size, round(1.4 * page.scale)))
+        page.paste(large, box.x, box.y)
         if self.mark is not None:
             row, column = self.mark
             page.cross(place.x + column * place.width, place.y + row * place.height)
@@ -231,9 +230,8 @@ def axis(values: Sequence[float], log: bool) -> Normalize:
 def ticks(axis: Normalize) -> list[float]:
     """Round values along an axis, within it."""
     low, high = axis.vmin, axis.vmax
-    locator = MaxNLocator(5)
-    if isinstance(axis, LogNorm):
-        locator = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
+    decades = LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
+    locator = decades if isinstance(axis, LogNorm) else MaxNLocator(5)
     return [value for value in locator.tick_values(low, high) if 0 <= axis(value).round(6) <= 1]
 
 
@@ -372,8 +370,7 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, round(size), layout_engine=ImageFont.Layout.BASIC)
 
 
-def _border(mask: Array, size: tuple[int, int], thick: int) -> Array:
-    """The border of a mask enlarged to ``size`` (width, height), as bool."""
-    large = Image.fromarray(mask).convert("L").resize(size, Image.Resampling.NEAREST)
-    inner = large.filter(ImageFilter.MinFilter(2 * max(1, thick) + 1))
-    return np.array(large) > np.array(inner)
+def _border(mask: Array, size: tuple[int, int], thick: int) -> Image.Image:
+    """The border of a mask enlarged to ``size`` (width, height): white on black."""
+    large = Image.fromarray(np.asarray(mask)).convert("L").resize(size, Image.Resampling.NEAREST)
+    return ImageChops.subtract(large, large.filter(ImageFilter.MinFilter(2 * max(1, thick) + 1)))

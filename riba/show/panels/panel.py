@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import threading
 import time
 from base64 import b64encode
@@ -148,9 +147,8 @@ class Panel:
 
     def cancel(self) -> None:
         """Stop the work in progress; the picture stays as it was."""
-        if self._running():
-            self._cancelled = True
-            self._stop.set()
+        self._cancelled = True
+        self._stop.set()
 
     def save(self) -> None:
         """Write the picture to ``figures/``, larger, with its settings as JSON."""
@@ -246,8 +244,7 @@ class Panel:
             return view, paint(view)
 
         key = (self.name, "picture", *values.values())
-        self._view, picture = self._wb.memory.once(key, drawing)
-        self.display.picture.value = picture
+        self._view, self.display.picture.value = self._wb.memory.once(key, drawing)
         self._show("current")
 
     def _running(self) -> bool:
@@ -259,7 +256,7 @@ class Panel:
         """Controls of ``compute``, and those of the view; in halves where all are of the former."""
         computing = list(_accepted(self._compute, self.controls).values())
         viewing = [control for control in self.controls.values() if control not in computing]
-        first = len(computing) if viewing else math.ceil(len(computing) / 2)
+        first = len(computing) if viewing else (len(computing) + 1) // 2
         return [computing[:first], computing[first:] + viewing]
 
     def _on_change(self, _change: object) -> None:

@@ -40,14 +40,12 @@ def randomise(wb: Workbench, **settings: object) -> Panel:
             bench = trust.with_network(wb, model, changed, reference)
         return trust.explain(bench, *samples.network_input(wb, scene))
 
-    def explain_once(*setting: object) -> dict[str, Tensor]:
-        return wb.memory.once(("randomise", *setting), partial(explain, *setting))
-
     def compute(scene: int, count: int, alone: bool, seed: int) -> tuple[dict, dict, str]:
         changed = tuple(layers[count - 1 : count] if alone else layers[:count])
         words = "nothing" if not changed else f"{changed[-1]}{'' if alone else ' and all above'}"
-        after = explain_once(scene, changed, seed if changed else 0)
-        return explain_once(scene, (), 0), after, words
+        pair = (scene, (), 0), (scene, changed, seed if changed else 0)
+        before, after = (wb.memory.once(("randomise", *s), partial(explain, *s)) for s in pair)
+        return before, after, words
 
     controls = {
         "scene": scene_slider(wb),

@@ -23,10 +23,8 @@ def private_copy(wb: Workbench) -> Workbench:
         There is nothing to show.
     """
     if not len(wb.test):
-        raise ValueError(
-            "this workbench has no photos to show: load it with data=, or pass photos to "
-            "Workbench.of"
-        )
+        cure = "load it with data=, or pass photos to Workbench.of"
+        raise ValueError(f"this workbench has no photos to show: {cure}")
     return replace(wb, model=frozen_copy(wb.model).cpu(), precision=None)
 
 
