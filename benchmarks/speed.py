@@ -434,7 +434,7 @@ def page(table: pd.DataFrame) -> str:
         "the same information without LRP, smoothed maps, and another image's detail; with "
         "`--strengths`, how much of which detail a score should take | "
         "[detail.csv](detail.csv) |",
-        "| `trust.py` | the tests of notebook 07 on a hundred scenes and 24 montages, beside the "
+        "| `trust.py` | the tests of notebook 07 on a hundred scenes and montages, beside the "
         "controls without LRP | [trust.csv](trust.csv) |",
         f"| `seams.py` | {seams()} | [seams.csv](seams.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "

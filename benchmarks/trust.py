@@ -1,7 +1,7 @@
 """The tests of trust of notebook 07, on a hundred scenes, beside the controls without LRP.
 
-    python -m benchmarks.trust                                 # the bundled network, test scenes
-    python -m benchmarks.trust efficientnet-lite0 --scenes 24  # montages; needs `make photos`
+    python -m benchmarks.trust                       # the bundled network, test scenes
+    python -m benchmarks.trust efficientnet-lite0    # an hour; montages, needs `make photos`
 
 Every test runs on the methods of :data:`riba.trust.UNDER_TEST`, plain IBA and the strongest
 controls without LRP among them. Writes the network's rows of ``benchmarks/trust.csv``: means with

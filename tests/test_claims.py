@@ -235,7 +235,7 @@ def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_sc
 
 # --- what notebook 07 says of the tests of trust -------------------------------------------------
 
-PRODUCTS = ["cascade", "detail", "no LRP"]
+PRODUCTS = ["cascade", "joint, no LRP", "detail", "no LRP"]
 
 
 def trust_of(network, least):
@@ -247,19 +247,19 @@ def trust_of(network, least):
 
 @pytest.fixture(scope="module")
 def trusted():
-    return trust_of("scenenet", 25)
+    return trust_of("scenenet", 25)  # mosaics, of four scenes each; a hundred of all else
 
 
 @pytest.fixture(scope="module")
 def trusted_on_photographs():
-    return trust_of("efficientnet-lite0", 24)
+    return trust_of("efficientnet-lite0", 100)
 
 
 def test_what_the_cascade_passes_its_control_without_lrp_passes(trusted, trusted_on_photographs):
     good = {"grid pointing": 1, "cheating network: share in the mark": 1, "other class": -1}
     for test, sign in {**good, "randomised: above the bottleneck": -1}.items():
-        assert sign * (trusted.loc[test, "cascade"] - trusted.loc[test, "no LRP"]) < 0.02
-    lead = trusted_on_photographs["cascade"] - trusted_on_photographs["no LRP"]
+        assert sign * (trusted.loc[test, "cascade"] - trusted.loc[test, "joint, no LRP"]) < 0.02
+    lead = trusted_on_photographs["cascade"] - trusted_on_photographs["joint, no LRP"]
     assert lead.drop("absent class: total left").abs().max() < 0.01
 
 
@@ -267,11 +267,13 @@ def test_on_photographs_the_form_from_the_logit_changes_most_but_between_two_obj
     trusted_on_photographs,
 ):
     least = trusted_on_photographs.idxmin(axis=1)
-    levels = [test for test in least.index if test.startswith("randomised")]
-    assert (least[[*levels, "absent class: correlation"]] == "detail").all()
+    upper = ["randomised: logits", "randomised: above the bottleneck"]
+    assert (least[[*upper, "absent class: correlation"]] == "detail").all()
     assert least["other class"] == "IBA"
+    as_much = trusted_on_photographs.loc["randomised: above the bottleneck"]
+    assert abs(as_much["IBA"] - as_much["detail"]) < 0.05
     left = trusted_on_photographs.loc["absent class: total left"]
-    assert left["LRP"] < 0.01 < 1 < left[["IBA", "Relevance-IBA", "joint", "cascade"]].min()
+    assert left["LRP"] < 0.01 < 0.9 < left[["IBA", "Relevance-IBA", "joint", "cascade"]].min()
 
 
 def test_the_form_from_the_class_logit_changes_most(trusted):
@@ -284,7 +286,7 @@ def test_the_form_from_the_class_logit_changes_most(trusted):
 def test_an_absent_class_does_not_dim_the_maps_of_a_bottleneck(trusted):
     left = trusted.loc["absent class: total left"]
     assert left[["IBA", "Relevance-IBA", "joint", "cascade"]].min() > 1
-    assert left[["LRP", "detail", "no LRP"]].max() < 0.2
+    assert left[["LRP", "joint, no LRP", "detail", "no LRP"]].max() < 0.2
     own, absent = (trusted.loc[f"{x} class: area on the object"] for x in ("own", "absent"))
     assert (absent > 0.85 * own)[["IBA", "Relevance-IBA"]].all()
     assert (absent < 0.7 * own)[["LRP", "joint", *PRODUCTS]].all()

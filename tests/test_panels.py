@@ -837,6 +837,13 @@ def test_a_photo_is_uploaded_and_found_again_by_its_code(wb, tmp_path, monkeypat
     assert (panel.values["photo"], panel.state) == ("", "current")
 
 
+def test_without_training_images_a_network_is_randomised_above_its_bottleneck_alone(wb, unpainted):
+    panel = panels.randomise(replace(wb, train=[]))
+    assert panel.state == "current"
+    panel.controls["count"].value = panel.controls["count"].max
+    assert panel.message.startswith("ValueError: no training images for the feature statistics")
+
+
 def test_a_network_is_chosen_above_the_panel(wb, runs):
     own = replace(wb, depths=wb.depths[:1])
     nothing = replace(wb, test=[])

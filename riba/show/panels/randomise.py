@@ -29,6 +29,9 @@ def randomise(wb: Workbench, **settings: object) -> Panel:
     layers = trust.weighted_layers(wb.model)
 
     def draw_reference() -> list[Tensor]:
+        if not len(wb.train):
+            problem = "no training images for the feature statistics of the randomised network"
+            raise ValueError(f"{problem}: load the workbench with data=")
         places = progress.track(range(min(REFERENCE, len(wb.train))), "drawing scenes")
         return list(datasets.stack([wb.train[place] for place in places])[0].split(32))
 
