@@ -19,10 +19,10 @@ import pandas as pd
 import riba
 from riba import storage
 from riba.compare.evaluation import select, summarise
+from riba.compare.evaluation.command import applicable
 from riba.testbed.photos import Montages, fetched
 
 TABLE = Path(__file__).with_suffix(".csv")
-METHODS = [name for name in riba.METHODS if name != "oracle"]
 SLOW = {"input-iba", "input-iba-nats", "integrated-gradients", "smoothgrad", "occlusion"}
 """Methods for the null paste alone."""
 
@@ -31,12 +31,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=32)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", help="by default all that run")
     parser.add_argument("--device", help="cuda, or cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
     wb = riba.load("efficientnet-lite0", data="photos", device=arguments.device)
     soft, _ = select(wb, wb.test, arguments.scenes)
+    methods = arguments.methods or [name for name in applicable(wb, soft[0])[0] if name != "oracle"]
     numbers = [index for _, index in soft.places]
     collection = fetched(wb.class_names)
     forms = {
@@ -49,7 +50,7 @@ def main() -> None:
         montages = Montages(collection, "test", len(wb.test), **settings)
         table = riba.evaluate(
             wb,
-            [m for m in arguments.methods if name == "null" or m not in SLOW],
+            [m for m in methods if name == "null" or m not in SLOW],
             [montages[number] for number in numbers],
             [metric],
             out=storage.DATA / "cache" / f"seams-{name}",
