@@ -404,7 +404,13 @@ def page(table: pd.DataFrame) -> str:
         share = spent["LRP descent"] / (spent["LRP descent"] + spent["layers above only"])
         lines.append(f"{share:.0%} of its time on {name};")
     lines[-1] = lines[-1][:-1] + "."
+    memory_note = [
+        "Memory is the most at once beyond what was there before the work began, in a process of",
+        "its own. The evaluation reads samples when their turn comes, so that its memory does not",
+        f"grow with their number: {kept(table)}",
+    ]
     titles = {"growth": "How cost grows", "memory": "Memory", "gpu": "On a GPU"}
+    notes = {"growth": [], "memory": memory_note, "gpu": gpu_note}
     for part, title in titles.items():
         if part not in set(table["part"]):
             continue
@@ -413,11 +419,8 @@ def page(table: pd.DataFrame) -> str:
             f"| {row.case} | {row.stage} | {row.value:.3g} {row.unit} | {row.ratio:.2f} |"
             for row in table[table["part"] == part].itertuples()
         ]
+        lines += ["", *notes[part]] if notes[part] else []
     lines += [
-        "",
-        "Memory is the most at once beyond what was there before the work began, in a process of",
-        "its own. The evaluation reads samples when their turn comes, so that its memory does not",
-        f"grow with their number: {kept(table)}",
         "",
         "## The other scripts",
         "",
@@ -439,8 +442,7 @@ def page(table: pd.DataFrame) -> str:
         f"| `seams.py` | {seams()} | [seams.csv](seams.csv) |",
         "| `networks.py` | what holds on other seeds and on a small ResNet | "
         "[networks.csv](networks.csv) |",
-        "",
-        *(gpu_note if "gpu" in set(table["part"]) else ["On a GPU nothing of this was measured."]),
+        *([] if "gpu" in set(table["part"]) else ["", "On a GPU nothing of this was measured."]),
     ]
     return "\n".join(lines) + "\n"
 

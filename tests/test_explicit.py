@@ -19,7 +19,7 @@ from riba import METHODS
 from riba.compare import methods
 from riba.method import relevance, rules
 from riba.method.bottleneck import InformationBottleneck
-from riba.method.explicit import explicit, frozen_copy
+from riba.method.explicit import explicit, frozen_copy, full_precision
 from riba.method.network import fingerprint, run_until
 from riba.show.panels import samples
 from riba.testbed import datasets
@@ -871,20 +871,26 @@ def test_a_gate_that_is_expanded_is_a_gate():
     torch.testing.assert_close(maps, logits, rtol=1e-2, atol=1e-6)
 
 
-def test_forms_are_compared_in_full_precision_and_the_switches_put_back():
-    seen = []
+def test_forms_are_compared_in_full_precision_and_the_switch_is_put_back():
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32
+    with full_precision(torch.device("cuda")):
+        assert not cudnn.allow_tf32
+        with full_precision(torch.device("cuda")):
+            assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32
+    with full_precision(torch.device("cpu")):
+        assert cudnn.allow_tf32
 
-    class Recorded(nn.Sequential):
-        def forward(self, x):
-            seen.append(torch.backends.cuda.matmul.fp32_precision)
-            return super().forward(x)
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU
+def test_a_switch_set_in_pytorchs_newer_way_is_left_alone():
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("of newer PyTorch")
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
-        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        explicit(Recorded(*layers).eval(), ("0",), torch.rand(1, 3, 8, 8))
-        assert torch.get_float32_matmul_precision() == "high"
+        with full_precision(torch.device("cuda")):
+            assert conv.fp32_precision == "ieee"
+        assert conv.fp32_precision == "ieee"
     finally:
-        torch.set_float32_matmul_precision(before)
-    assert set(seen) == {"ieee"}
+        conv.fp32_precision = before

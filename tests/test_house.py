@@ -22,7 +22,7 @@ FLOORS = (
 )
 """From the ground up: a room imports from its own floor and from those below."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MOST_LINES = {"method": 2083, "testbed": 1317, "compare": 1567, "show": 1293, "beside them": 697}
+MOST_LINES = {"method": 2059, "testbed": 1301, "compare": 1558, "show": 1290, "beside them": 697}
 """Lines of code of each room, as they are: they may fall, and not rise."""
 PUBLIC = (
     *("load", "Workbench", "FeatureStatistics", "InformationBottleneck", "RelevanceIBA"),

@@ -316,6 +316,14 @@ def test_the_state_changes_with_everything_that_is_written():
     assert len(set(states)) == 4
 
 
+def test_a_counter_of_a_half_precision_network_hides_no_write():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).half().eval()
+    model[1].num_batches_tracked.fill_(70_000)  # too much for 16 bits
+    before = state_of(model)
+    model[0].weight.data.mul_(2)
+    assert state_of(model) != before
+
+
 @pytest.mark.parametrize(
     "stored",
     [

@@ -336,23 +336,32 @@ class Information:
         return f"Information({self.layer!r}, nats {'×'.join(map(str, self.nats.shape))})"
 
 
-class Depths(tuple[Information, ...]):
+@dataclass(frozen=True)
+class Depths:
     """Information at several layers, ordered from the deepest to the shallowest.
 
     Iterates over :class:`Information`; ``depths["layer1"]`` is that of one layer.
     """
 
+    informations: tuple[Information, ...]
+
+    def __iter__(self) -> Iterator[Information]:
+        return iter(self.informations)
+
+    def __len__(self) -> int:
+        return len(self.informations)
+
     def __getitem__(self, layer: str) -> Information:
-        for depth in self:
+        for depth in self.informations:
             if depth.layer == layer:
                 return depth
-        names = ", ".join(depth.layer for depth in self)
+        names = ", ".join(depth.layer for depth in self.informations)
         raise KeyError(f"no information at layer {layer!r}, only at {names}")
 
     @property
     def shallowest(self) -> Information:
         """Information at the layer closest to the pixels."""
-        return super().__getitem__(-1)
+        return self.informations[-1]
 
 
 # --- the bottleneck ------------------------------------------------------------------------------
@@ -483,7 +492,7 @@ class InformationBottleneck:
         if self.settings.beta == AUTO:
             batch = replace(batch, beta=self._largest(batch, noise))
         results = self._optimised(batch, noise, keep_steps)
-        return results[0] if self.single else Depths(reversed(results))
+        return results[0] if self.single else Depths(tuple(reversed(results)))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_form": None}

@@ -562,7 +562,7 @@ class Explicit:
         """
         with self._lock:
             if layer not in self._ruled:
-                with full_precision():
+                with full_precision(example.device):
                     self._ruled[layer] = _ruled(self.plain, layer, example, self.network)
             return self._ruled[layer]
 
@@ -636,27 +636,33 @@ _FULL = threading.RLock()
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 in full while two forms of a network are compared: TF32, a GPU's default, has ten
-    bits of mantissa, and in a deep network with random weights its rounding grows to the logits.
+def full_precision(on: torch.device) -> Iterator[None]:
+    """Float32 in full while two forms of a network are compared on a GPU: TF32, its default for
+    convolutions, has ten bits of mantissa, and random weights let its rounding grow to the logits.
 
-    PyTorch's switches are those of the process; they are put back.
+    The switch is the process's; it is put back. Left alone where it was set in PyTorch's newer
+    way, which the older may not be mixed with.
     """
-    backends = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # from PyTorch 2.9; the older name may not be read there
-        name, full, places = "fp32_precision", "ieee", (backends.cudnn.conv, backends.cuda.matmul)
-    else:
-        name, full, places = "allow_tf32", False, (backends.cudnn, backends.cuda.matmul)
+    cudnn = torch.backends.cudnn
     with _FULL, ExitStack() as stack:
-        for place in places:
-            stack.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, full)
+        if on.type == "cuda" and _rounds() is not None:
+            kept = cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic
+            stack.enter_context(cudnn.flags(*kept, allow_tf32=False))
         yield
+
+
+def _rounds() -> bool | None:
+    """Whether convolutions of a GPU are computed in TF32; None where PyTorch does not say."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether ``a`` equals ``b``, or ``b`` with every image repeated, within b's precision."""
-    coarse = b.is_cuda or b.dtype in (torch.float16, torch.bfloat16)  # a GPU rounds to TF32
+    rounded = b.is_cuda and _rounds() is not False
+    coarse = rounded or b.dtype in (torch.float16, torch.bfloat16)
     b = b.to(a.dtype).repeat_interleave(len(a) // len(b), 0)
     scale = b.abs().max().item() or 1.0
     return a.shape == b.shape and torch.allclose(a, b, atol=(0.05 if coarse else 1e-3) * scale)
@@ -845,7 +851,7 @@ def explicit(
     """
     model, layers = unwrapped(model), tuple(layers)
     example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
-    with _building, full_precision():
+    with _building, full_precision(example.device):
         if known is not None and known.fits(model, layers, example):
             return known
         return Explicit(model, layers, example)

@@ -64,8 +64,11 @@ def state_of(model: nn.Module) -> tuple:
         for name, x in weights.items()
     )
     rows = [torch.atleast_1d(x)[..., None].flatten(1).sum(1) for x in weights.values()]
-    rows = torch.cat([x.to(rows[0].device) for x in rows] or [torch.zeros(1)])  # for one transfer
-    rows = rows.to("cpu", torch.float64).nan_to_num(1.0)
+    kinds = {(x.device, x.dtype): [] for x in rows}
+    for x in rows:
+        kinds[x.device, x.dtype].append(x)  # for one transfer each
+    sums = [torch.cat(group).to("cpu", torch.float64) for group in kinds.values()]
+    rows = torch.cat(sums or [torch.zeros(1)]).nan_to_num(1.0)
     weighted_sum = (rows @ torch.arange(1, len(rows) + 1).to(rows)).item()
     modules = ((name, type(module), _settings(module)) for name, module in model.named_modules())
     return tensors, weighted_sum, tuple(modules)

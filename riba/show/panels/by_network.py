@@ -49,7 +49,7 @@ class ByNetwork:
     def _choose(self, _change: object) -> None:
         try:
             self._show()
-        except ValueError as error:  # such as of a workbench without pictures
+        except Exception as error:  # such as that a workbench has no pictures
             self.widget.children = self.choice, widgets.Label(str(error))
 
     def _show(self) -> None:
@@ -60,4 +60,5 @@ class ByNetwork:
         self.widget.children = self.choice, self.panel.display.widget
 
     def _repr_mimebundle_(self, **_options: object) -> dict[str, object]:
-        return self.widget._repr_mimebundle_() | self.panel.still()
+        shown = self.panels.get(self.choice.value)
+        return self.widget._repr_mimebundle_() | (shown.still() if shown else {})
