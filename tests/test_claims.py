@@ -190,14 +190,18 @@ def test_on_photographs_smoothing_helps_whatever_was_propagated(photographs):
     assert area[f"{several}, smoothed 8 px"] < area[several]
 
 
-def test_hard_edges_change_no_order_and_a_piece_of_background_draws_relevance():
+def test_hard_edges_change_no_clear_order_and_a_piece_of_background_draws_relevance():
     path = storage.DATA.parent / "benchmarks" / "seams.csv"
     table = pd.read_csv(path, index_col="method")
-    order = [table[edges].sort_values(ascending=False).index[:8] for edges in ("soft", "hard")]
-    assert list(order[0]) == list(order[1])
+    assert (table["hard"] - table["soft"]).abs().max() < 0.01
+    first = table.sort_values("soft", ascending=False)[:8]
+    for method, (soft, hard) in first[["soft", "hard"]].iterrows():
+        clearly_behind = first[first["soft"] < soft - 0.003]
+        assert (clearly_behind["hard"] < hard).all(), method
     drawn = table["null"] / table["area of the paste"]
     assert drawn["random"] == pytest.approx(1, abs=0.02)
-    assert 1.8 < drawn["iba"] < 2.2 < drawn[["relevance-iba-detail", "relevance-iba-cascade"]].min()
+    several = ["relevance-iba-detail-separate", "relevance-iba-cascade"]
+    assert 1.8 < drawn["iba"] < 2.2 < drawn[several].min()
 
 
 def test_on_photographs_several_depths_tell_two_objects_apart_with_or_without_lrp(photographs):
