@@ -70,9 +70,9 @@ class Panel:
 
     def __init__(self, page, place=0):
         self.page, self.root = page, page.locator(".riba-panel").nth(place)
+        self.root.wait_for(timeout=240_000)
         if page.name == "08_explorer":
             self.choose(SCENES)
-        self.root.wait_for(timeout=240_000)
         self.root.scroll_into_view_if_needed()
         self.settle()
 
@@ -80,7 +80,7 @@ class Panel:
         """Another network in 08, whose panel takes the place of the one that is there."""
         self.page.get_by_role("button", name=network).click()
         only_scenes = self.root.get_by_text("two objects of different classes")
-        only_scenes.wait_for(state="visible" if network == SCENES else "detached", timeout=60_000)
+        only_scenes.wait_for(state="visible" if network == SCENES else "detached", timeout=240_000)
         self.settle()
 
     def watch(self):
