@@ -71,7 +71,7 @@ class Panel:
     def __init__(self, page, place=0):
         self.page, self.root = page, page.locator(".riba-panel").nth(place)
         self.root.wait_for(timeout=240_000)
-        if page.name == "08_explorer":
+        if page.name == "08_explorer" and place == 0:  # and not that of copied code
             self.choose(SCENES)
         self.root.scroll_into_view_if_needed()
         self.settle()
