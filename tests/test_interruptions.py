@@ -161,7 +161,7 @@ def stamped(folder, pattern):
 
 # --- killed --------------------------------------------------------------------------------------
 
-ASK = [*("--scenes", "16", "--pairs", "0", "--metrics", "rank_accuracy")]
+ASK = [*("--scenes", "32", "--pairs", "0", "--metrics", "rank_accuracy")]
 ASK += ["--methods", "random", "edges", "gradient"]
 
 
@@ -194,12 +194,12 @@ def test_an_evaluation_with_workers_is_stopped_at_any_moment(home, runner, tmp_p
         runner.stop(child, with_signal, when, whole_group)
         before, survived = survived, stamped(out, "part-*.parquet")
         assert before.items() <= survived.items()
-    assert 0 < len(survived) < 3 * 16
+    assert 0 < len(survived) < 3 * 32
     runner.start("evaluate", "fork", [*ask, "--workers", "2"])
     assert runner.status() == 0
     finished = stamped(out, "part-*.parquet")
     assert survived.items() <= finished.items()
-    assert len(finished) == 3 * 16
+    assert len(finished) == 3 * 32
     again = measured(wb, out)
     assert stamped(out, "part-*.parquet") == finished
     assert_frame_equal(again, measured(wb, tmp_path / "undisturbed"), rtol=1e-5)
