@@ -409,9 +409,12 @@ def page(table: pd.DataFrame) -> str:
         "its own. The evaluation reads samples when their turn comes, so that its memory does not",
         f"grow with their number: {kept(table)}",
     ]
-    titles = {"growth": "How cost grows", "memory": "Memory", "gpu": "On a GPU"}
-    notes = {"growth": [], "memory": memory_note, "gpu": gpu_note}
-    for part, title in titles.items():
+    sections = {
+        "growth": ("How cost grows", []),
+        "memory": ("Memory", ["", *memory_note]),
+        "gpu": ("On a GPU", ["", *gpu_note]),
+    }
+    for part, (title, note) in sections.items():
         if part not in set(table["part"]):
             continue
         lines += ["", f"## {title}", "", "| | | | ratio |", "|---|---|---|---|"]
@@ -419,7 +422,7 @@ def page(table: pd.DataFrame) -> str:
             f"| {row.case} | {row.stage} | {row.value:.3g} {row.unit} | {row.ratio:.2f} |"
             for row in table[table["part"] == part].itertuples()
         ]
-        lines += ["", *notes[part]] if notes[part] else []
+        lines += note
     lines += [
         "",
         "## The other scripts",

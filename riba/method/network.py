@@ -64,9 +64,9 @@ def state_of(model: nn.Module) -> tuple:
         for name, x in weights.items()
     )
     rows = [torch.atleast_1d(x)[..., None].flatten(1).sum(1) for x in weights.values()]
-    kinds = {(x.device, x.dtype): [] for x in rows}
+    kinds: dict[tuple, list[Tensor]] = {}
     for x in rows:
-        kinds[x.device, x.dtype].append(x)  # for one transfer each
+        kinds.setdefault((x.device, x.dtype), []).append(x)  # for one transfer each
     sums = [torch.cat(group).to("cpu", torch.float64) for group in kinds.values()]
     rows = torch.cat(sums or [torch.zeros(1)]).nan_to_num(1.0)
     weighted_sum = (rows @ torch.arange(1, len(rows) + 1).to(rows)).item()
