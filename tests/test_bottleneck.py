@@ -307,8 +307,8 @@ def test_more_beta_fewer_nats(trained):
 @pytest.mark.parametrize("several", [False, True])
 def test_beta_of_each_image_keeps_its_class(several):
     wb = riba.load()
-    images = torch.stack([wb.test[i].image for i in (3, 6, 9, 12)])
-    targets = [wb.test[i].label for i in (3, 6, 9, 12)]
+    images = torch.stack([wb.test[i].image for i in (3, 9)])
+    targets = [wb.test[i].label for i in (3, 9)]
     layers = wb.depths[:2] if several else wb.layer
     stats = [wb.statistics_at(x) for x in layers] if several else wb.statistics
 

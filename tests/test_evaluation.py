@@ -436,21 +436,27 @@ def test_threads_give_the_same_table(wb, samples, tmp_path, methods):
     assert len(parts(tmp_path)) == 3 * len(methods)
 
 
-def test_processes_give_the_same_table(wb, samples, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pool():
+    """Two processes of their own."""
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool
+
+
+def test_processes_give_the_same_table(wb, samples, pool, tmp_path, monkeypatch):
     methods, some = ["gradient", "iba", "oracle"], samples[:4]
     alone = evaluate(wb, methods, some, batch=2)
-    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        out = tmp_path / "parts"
-        assert_frame_equal(evaluate(wb, methods, some, executor=pool, out=out, batch=2), alone)
-        assert len(parts(out)) == 2 * len(methods)
-        monkeypatch.chdir(tmp_path)  # where the workers are not: their "afar" is another folder
-        some, methods = some[:2], ["gradient", "oracle"]
-        alone = evaluate(wb, methods, some, batch=1)
-        afar = evaluate(wb, methods, some, executor=pool, out="afar", batch=1)
-        assert_frame_equal(afar, alone)
-        assert len(parts(tmp_path / "afar")) == 4
-        own = dataclasses.replace(wb, model=of_a_notebook(wb.model))
-        assert_frame_equal(evaluate(own, methods, some, executor=pool, batch=1), alone)
+    out = tmp_path / "parts"
+    assert_frame_equal(evaluate(wb, methods, some, executor=pool, out=out, batch=2), alone)
+    assert len(parts(out)) == 2 * len(methods)
+    monkeypatch.chdir(tmp_path)  # where the workers are not: their "afar" is another folder
+    some, methods = some[:2], ["gradient", "oracle"]
+    alone = evaluate(wb, methods, some, batch=1)
+    afar = evaluate(wb, methods, some, executor=pool, out="afar", batch=1)
+    assert_frame_equal(afar, alone)
+    assert len(parts(tmp_path / "afar")) == 4
+    own = dataclasses.replace(wb, model=of_a_notebook(wb.model))
+    assert_frame_equal(evaluate(own, methods, some, executor=pool, batch=1), alone)
 
 
 def of_a_notebook(model):
@@ -597,15 +603,14 @@ def test_samples_without_a_label_are_explained_for_what_the_network_sees(wb, sam
         assert_frame_equal(together, evaluate(wb, samples=mixed, **ask))
 
 
-def test_one_method_with_several_settings_side_by_side(wb, samples, tmp_path):
+def test_one_method_with_several_settings_side_by_side(wb, samples, pool, tmp_path):
     plain = riba.METHODS["iba"]
     asked = {"β 1": plain.using(beta=1.0, steps=2), "β 10": plain.using(steps=2)}
     ask = {"samples": samples[:2], "metrics": ["mass_accuracy"], "out": tmp_path}
     table = evaluate(wb, asked, **ask)
     values = table.pivot_table(index=["sample", "mask"], columns="method", values="value")
     assert (values["β 1"] != values["β 10"]).all()
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        elsewhere = evaluate(wb, asked, samples[:2], ["mass_accuracy"], executor=pool)
+    elsewhere = evaluate(wb, asked, samples[:2], ["mass_accuracy"], executor=pool)
     assert_frame_equal(elsewhere, table)
     changed = {**asked, "β 1": plain.using(beta=2.0, steps=2)}  # the same name, another method
     again = evaluate(wb, changed, **ask)
@@ -632,7 +637,7 @@ def test_a_method_of_a_user_by_name_and_with_settings(wb, samples, monkeypatch, 
         riba.METHODS["halves"].using(uper=1.0)
 
 
-def test_versions_tell_functions_apart_and_are_the_same_in_every_process():
+def test_versions_tell_functions_apart_and_are_the_same_in_every_process(pool):
     def times(factor):
         return riba.Method(lambda query: factor * query.images.sum(1))
 
@@ -641,8 +646,7 @@ def test_versions_tell_functions_apart_and_are_the_same_in_every_process():
     versions |= {riba.METHODS["edges"].version}
     assert len(versions) == 5
     assert times(1).version == times(1).version
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        elsewhere = pool.submit(version_of, cloudpickle.dumps([times(1)])).result()
+    elsewhere = pool.submit(version_of, cloudpickle.dumps([times(1)])).result()
     assert elsewhere == [times(1).version]
 
 

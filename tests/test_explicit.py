@@ -171,7 +171,6 @@ NETWORKS = {
     "vgg11_bn": (small_vgg, "features.14", "features.25"),
     "resnet18": (of_torchvision("resnet18"), "layer2", "layer4"),
     "resnext50_32x4d": (of_torchvision("resnext50_32x4d"), "layer2", "layer4"),
-    "wide_resnet50_2": (of_torchvision("wide_resnet50_2"), "layer2", "layer4"),
     "mobilenet_v2": (of_torchvision("mobilenet_v2"), "features.6", "features.18"),
     "mobilenet_v3_small": (of_torchvision("mobilenet_v3_small"), "features.4", "features.12"),
     "mnasnet1_0": (of_torchvision("mnasnet1_0"), "layers.9", "layers.16"),
