@@ -289,13 +289,18 @@ MISTAKES = {
             F.interpolate(bits[None, None], (size, size), mode="bilinear")[0, 0]
             * (bits.numel() / size**2)
         ),
-        "a map that is not square",
+        "a size that is no multiple",
     ),
     "enlarged with aligned corners": ("enlarge", with_corners, "a square map"),
     "the last that fits": (
         "coarsest",
         lambda mask, strides: coarsest(mask, strides, best=lambda fine: fine[-1]),
         "strides in another order",
+    ),
+    "eight in ten pixels right": (
+        "coarsest",
+        lambda mask, strides: coarsest(mask, strides, enough=0.8),
+        "a small disc",
     ),
     "every object as thick as a disc": ("coarsest", lambda mask, strides: 8, "a line"),
     "area by size": (
@@ -435,7 +440,15 @@ def test_a_right_answer_is_accepted_with_praise(checker, answer):
 def test_a_wrong_answer_is_rejected_with_how_far_it_is_off(checker, answer):
     verdict = getattr(checks, checker)(answer)
     assert not verdict
-    assert re.match(r"✗ wrong for .+: (off by up to \d|the result is not a number)", repr(verdict))
+    hints = r"off by up to \d|\S+ times what is right|the result is not a number"
+    assert re.match(rf"✗ wrong for .+: ({hints})", repr(verdict))
+
+
+def test_a_wrong_unit_is_named_by_its_factor():
+    verdict = checks.total_bits(lambda nats: nats.sum())
+    assert repr(verdict) == "✗ wrong for a block of nats: 0.693 times what is right"
+    verdict = checks.capacity_at_mean(lambda share: capacity_at_mean(share) / math.log(2))
+    assert "1.44 times what is right" in repr(verdict)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
