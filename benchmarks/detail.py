@@ -12,7 +12,8 @@ and its detail (map ÷ map smoothed by 4 pixels) multiplied to one and the same 
 detail *of another image* multiplied to that blob. The blob is the product of the capacities of all
 depths, found separately, with the shallowest but one counted twice. β is 10, as published.
 With ``--strengths``: how much of which detail a score takes (``relevance-iba-detail-separate``),
-on validation pictures, and with ``--split test`` that of the method alone, in rows of its own.
+on validation pictures, and with ``--split test`` that of the method alone, in rows of its own;
+each beside another image's detail and that of white noise.
 Writes the network's rows of ``benchmarks/detail.csv``: means with intervals over groups of scenes,
 and of own less transplanted detail the paired difference with Holm's p.
 """
@@ -142,7 +143,7 @@ METHOD = "product × √detail"
 
 
 def strengths(b: Batch, chosen: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
-    """The product of capacities times some of the detail of logit × nats, own and another's."""
+    """The product of capacities times some of a detail: own, another image's, white noise's."""
     depths = [b.at(layer) for layer in b.wb.depths]
     start = depths[-1]
     product = capacity_product((depth.nats for depth in (*depths, start)), b.size)
@@ -151,11 +152,16 @@ def strengths(b: Batch, chosen: Sequence[str]) -> Iterator[tuple[str, str, Tenso
     net = b.wb.explicit((start.layer,), b.images)
     logit = relevance.lrp(net, b.images, b.targets, "gamma", layer=start.layer)
     arrived = b.down(start.layer, logit * start.nats).clamp(min=0)
+    forms = {
+        "own detail": arrived,
+        "transplanted": arrived.roll(-SHIFTS[0], 0),
+        "white noise": METHODS["random"](b.wb, b.images, b.targets),
+    }
     for name in chosen:
         width, sigma, power = STRENGTHS[name]
-        fine = relevance.detail(smooth(arrived, sigma), width) ** power
-        yield name, " | own detail", product * fine
-        yield name, " | transplanted", product * fine.roll(-SHIFTS[0], 0)
+        for form, maps in forms.items():
+            fine = relevance.detail(smooth(maps, sigma), width) ** power
+            yield name, f" | {form}", product * fine
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ NETWORKS = {
 METHODS = (
     *("iba", "lrp-epsilon-plus", "relevance-iba", "iba-joint", "relevance-iba-joint"),
     *("relevance-iba-cascade", "capacity-product", "capacity-product-squared"),
+    *("relevance-iba-detail-separate", "capacity-product-squared-separate"),
 )
 
 

@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 LIVE = "application/vnd.jupyter.widget-view+json"
-KEPT = ("slideshow", "tags")
+KEPT = ("jupyter", "slideshow", "tags")
 """Metadata of a cell that its author set."""
 LARGEST, ALTOGETHER = 2_000_000, 12_000_000
 """Bytes that one notebook, and all of them, may have."""

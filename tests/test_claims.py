@@ -129,6 +129,18 @@ def test_that_of_the_classs_relevance_times_nats_is(detail, network):
     assert detail.loc[(network, "deletion", name)]["difference"] <= 0
 
 
+@pytest.mark.parametrize("network", LOW)
+def test_the_own_detail_of_depths_times_detail_beats_another_images_on_test_pictures(
+    detail, network
+):
+    name, split = "product × √detail | own detail", f"{network}, test"
+    inserted, deleted = (detail.loc[(split, m, name)] for m in ("insertion", "deletion"))
+    assert min(inserted["n"], deleted["n"]) >= 200
+    assert inserted["difference_low"] > 0
+    assert inserted["p"] < 0.01
+    assert deleted["difference_low"] < 0 < deleted["p"] - 0.05  # not worse
+
+
 def test_white_noise_does_as_well_on_photographs_and_not_on_scenes(detail):
     for network, as_well in (("scenenet", False), ("efficientnet-lite0", True)):
         own, noise = (
@@ -232,6 +244,18 @@ def test_a_bottleneck_by_itself_at_each_depth_aims_well_on_both(photographs):
         assert mass[ours] > mass["iba"] + 0.2
 
 
+def test_smoothed_integrated_gradients_pass_depths_times_detail_on_drawn_scenes():
+    table = pd.read_csv(storage.DATA / "comparisons.csv")
+    key = ["against", "method", "metric", "mask"]
+    row = table.set_index(key).loc[
+        "relevance-iba-detail-separate",
+        "integrated-gradients, smoothed 8 px",
+        "allocation_area",
+        "banded",
+    ]
+    assert (row["difference"] > 0) & (row["p_holm"] < 0.01)
+
+
 def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_scenes(values):
     rows = values[values["metric"] == "insertion"].groupby("method", observed=True)["value"].mean()
     assert min(rows["deeplift"], rows["guided-backprop"]) > rows["iba"]
@@ -239,7 +263,7 @@ def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_sc
 
 # --- what notebook 07 says of the tests of trust -------------------------------------------------
 
-PRODUCTS = ["cascade", "joint, no LRP", "detail", "no LRP"]
+PRODUCTS = ["cascade", "joint, no LRP", "depths × detail", "no LRP"]
 
 
 def trust_of(network, least):
@@ -272,29 +296,40 @@ def test_on_photographs_the_form_from_the_logit_changes_most_but_between_two_obj
 ):
     least = trusted_on_photographs.idxmin(axis=1)
     upper = ["randomised: logits", "randomised: above the bottleneck"]
-    assert (least[[*upper, "absent class: correlation"]] == "detail").all()
+    assert (least[[*upper, "absent class: correlation"]] == "depths × detail").all()
     assert least["other class"] == "IBA"
     as_much = trusted_on_photographs.loc["randomised: above the bottleneck"]
-    assert abs(as_much["IBA"] - as_much["detail"]) < 0.05
+    assert abs(as_much["IBA"] - as_much["depths × detail"]) < 0.05
     left = trusted_on_photographs.loc["absent class: total left"]
     assert left["LRP"] < 0.01 < 0.9 < left[["IBA", "Relevance-IBA", "joint", "cascade"]].min()
 
 
+def test_in_grid_pointing_the_form_from_the_class_logit_is_level_with_its_control_and_lrp(trusted):
+    table = pd.read_csv(storage.DATA.parent / "benchmarks" / "trust.csv")
+    row = table.set_index(["network", "method", "test"]).loc["scenenet", "depths × detail"]
+    assert row.loc["grid pointing", "against"] == "no LRP"
+    assert row.loc["grid pointing", "p"] > 0.05
+    pointing = trusted.loc["grid pointing"]
+    assert abs(pointing["depths × detail"] - pointing["LRP"]) < 0.01
+    row = row.loc["cheating network: share in the mark"]
+    assert (row["p"] < 0.01) & (0.005 < row["difference"] < 0.015)
+
+
 def test_the_form_from_the_class_logit_changes_most(trusted):
     for test in ("other class", "absent class: correlation", "randomised: above the bottleneck"):
-        assert trusted.loc[test].idxmin() == "detail"
+        assert trusted.loc[test].idxmin() == "depths × detail"
     for test in ("grid pointing", "cheating network: share in the mark"):
-        assert 0 < trusted.loc[test, "detail"] - trusted.loc[test, "no LRP"] < 0.05
+        assert 0 < trusted.loc[test, "depths × detail"] - trusted.loc[test, "no LRP"] < 0.05
 
 
 def test_an_absent_class_does_not_dim_the_maps_of_a_bottleneck(trusted):
     left = trusted.loc["absent class: total left"]
     assert left[["IBA", "Relevance-IBA", "joint", "cascade"]].min() > 1
-    assert left[["LRP", "joint, no LRP", "detail", "no LRP"]].max() < 0.4
+    assert left[["LRP", "joint, no LRP", "depths × detail", "no LRP"]].max() < 0.4
     own, absent = (trusted.loc[f"{x} class: area on the object"] for x in ("own", "absent"))
     assert (absent > 0.85 * own)[["IBA", "Relevance-IBA"]].all()
     assert (absent < 0.7 * own)[["LRP", "joint", "cascade", "joint, no LRP"]].all()
-    assert (absent < 0.9 * own)[["detail", "no LRP"]].all()
+    assert (absent < 0.9 * own)[["depths × detail", "no LRP"]].all()
 
 
 def test_the_products_find_the_mark_and_one_deep_layer_does_not(trusted):

@@ -226,16 +226,21 @@ def test_a_map_with_nan_is_refused():
         paint(View([(60, [map_picture(values, title="iba")])]))
 
 
+@pytest.fixture
+def cycle():
+    with rc_context(fname=plots.STYLE):
+        return [f"#{colour.strip('#')}" for colour in rcParams["axes.prop_cycle"].by_key()["color"]]
+
+
 @pytest.mark.parametrize("kind", [None, "protanomaly", "deuteranomaly", "tritanomaly"])
-def test_lines_are_told_apart_with_any_colour_vision(kind):
-    seen = [to_rgb(colour) for colour in module.COLOURS]
+def test_lines_are_told_apart_with_any_colour_vision(kind, cycle):
+    assert len(cycle) == 8
+    seen = [to_rgb(colour) for colour in cycle]
     if kind:
         space = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100}
         seen = np.clip(cspace_convert(seen, space, "sRGB1"), 0, 1)
     assert min(deltaE(*pair, input_space="sRGB1") for pair in combinations(seen, 2)) > 14
 
 
-def test_figures_and_panels_have_the_same_colours():
-    with rc_context(fname=plots.STYLE):
-        cycle = rcParams["axes.prop_cycle"].by_key()["color"]
-    assert [f"#{colour.strip('#')}" for colour in cycle][: len(module.COLOURS)] == [*module.COLOURS]
+def test_figures_and_panels_have_the_same_colours(cycle):
+    assert cycle[: len(module.COLOURS)] == [*module.COLOURS]

@@ -151,7 +151,7 @@ def test_the_maps_under_test_are_those_of_the_methods(net, images):
         "joint": relevance.descend(net, "features.6", images, joint["features.6"].nats).sum(1),
         "cascade": relevance.cascade(net, images, joint).sum(1),
         "joint, no LRP": capacity_product((x.nats for x in (*joint, joint.shallowest)), 64),
-        "detail": riba.METHODS["relevance-iba-detail-separate"](wb, images, [1, 2]),
+        "depths × detail": riba.METHODS["relevance-iba-detail-separate"](wb, images, [1, 2]),
         "no LRP": riba.METHODS["capacity-product-squared-separate"](wb, images, [1, 2]),
     }
     assert list(maps) == list(expected)

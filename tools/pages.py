@@ -29,7 +29,7 @@ HEADLINE = {
     "guided-grad-cam": "Guided Grad-CAM",
     "lrp-epsilon-plus": "LRP (ε, z⁺)",
     "relevance-iba": "**Relevance-IBA**, as published",
-    "relevance-iba-detail-separate": "**several depths**, `relevance-iba-detail-separate`",
+    "relevance-iba-detail-separate": "**depths × detail**, `relevance-iba-detail-separate`",
     "capacity-product-squared-separate": "the same without LRP",
 }
 """Methods of the short table."""
@@ -50,8 +50,8 @@ NO_LRP = (
     *("capacity-product", WITHOUT, "capacity-product-separate", CONTROL),
 )
 """Maps of a bottleneck's information that nothing was propagated for."""
-SMOOTH, CLASS = ", smoothed 8 px", "logit × nats"
-AREA, MASS = "allocation_area", "mass_accuracy"
+SMOOTH, CLASS, FINAL = ", smoothed 8 px", "logit × nats", "product × √detail"
+AREA, MASS, FAITHFUL = "allocation_area", "mass_accuracy", ("insertion", "deletion")
 SIGNIFICANT = 0.01
 """Below this p, after Holm, two methods are said to differ."""
 
@@ -88,10 +88,9 @@ class World:
         row = self.compared.loc[(method, over, metric, "banded")]
         return f"{word} ({-row['difference']:+.3f})"
 
-    def inserted(self, of: str) -> pd.Series:
-        """Insertion of a map's own detail on validation pictures; its gain over another image's."""
-        detail = f"{of.format(self.lowest)} | own detail"
-        return self.details.loc[(self.network, "insertion", detail)]
+    def own_detail(self, of: str, metric: str = "insertion", split: str = "") -> pd.Series:
+        """A measure of a map's own detail, on validation pictures; less that of another image's."""
+        return self.details.loc[(self.network + split, metric, f"{of} | own detail")]
 
     def beaten(self, method: str, rivals: dict[str, str], suffix: str = "") -> list[str]:
         """Names of the rivals that a method is ahead of in area; with a suffix, of their maps so
@@ -158,15 +157,20 @@ def headline(scenes: World, photos: World) -> str:
 def verdict(scenes: World, photos: World) -> str:
     """What the evaluation says: a paragraph and a table; words and numbers follow the tables."""
 
-    def gain(world: World, start: str) -> str:
-        row = world.inserted(f"{start}, z+, from {{}}")
+    def gain(row: pd.Series) -> str:
         low, high = row["difference_low"], row["difference_high"]
         return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
-    def own_detail(world: World) -> str:
-        found = (world.inserted(of)["mean"] for of in (f"{CLASS}, z+, from {{}}", "random"))
-        own, noise = (f"{value:.3f}" for value in found)
-        return f"{gain(world, CLASS)}; inserts {own}, white noise {noise}"
+    def of_nats(world: World) -> str:
+        return gain(world.own_detail(f"nats, z+, from {world.lowest}"))
+
+    def of_class(world: World) -> str:
+        row = world.own_detail(f"{CLASS}, z+, from {world.lowest}")
+        noise = world.own_detail("random")["mean"]
+        return f"{gain(row)}; inserts {row['mean']:.3f}, white noise {noise:.3f}"
+
+    def tested(world: World) -> str:
+        return "; ".join(gain(world.own_detail(FINAL, m, ", test")) for m in FAITHFUL)
 
     def without_lrp(world: World) -> str:
         best = max(NO_LRP, key=world.mean)
@@ -187,13 +191,12 @@ def verdict(scenes: World, photos: World) -> str:
             w.number(name + SMOOTH) for name in (PLAIN, "iba")
         ),
         "rivals of the publication that it is ahead of": rivals,
-        f"**several depths**, `{OURS}`, against IBA": several,
+        f"**depths × detail**, `{OURS}`, against IBA": several,
         "it, against the same information without LRP: area": lambda w: w.verdict(OURS, CONTROL),
         "it, against the best map without LRP: area": without_lrp,
-        "**own detail** less another image's, nats propagated: insertion": lambda w: gain(
-            w, "nats"
-        ),
-        "the same, the class's relevance times the nats propagated": own_detail,
+        "**own detail** less another image's, nats propagated: insertion": of_nats,
+        "the same, the class's relevance times the nats propagated": of_class,
+        "the same in *depths × detail*, 200 test pictures: insertion; deletion": tested,
     }
     worlds = (scenes, photos)
     lines = [f"| | {' | '.join(world.name for world in worlds)} |", "|---|---|---|"]
@@ -201,12 +204,14 @@ def verdict(scenes: World, photos: World) -> str:
 
     def each(method: str, metric: str) -> str:
         words = [world.verdict(method, "iba", metric).split()[0] for world in worlds]
+        if len({*words}) == 1:
+            return f"{words[0]} on both"
         return " and ".join(f"{w} on {world.name}" for w, world in zip(words, worlds, strict=True))
 
     apart = max(abs(world.mean(OURS) - world.mean(CONTROL)) for world in worlds)
     short = (
-        f"Against IBA, Relevance-IBA as published is {each(PLAIN, AREA)} in area; a map from "
-        f"several depths is {each(OURS, AREA)} in area, {each(OURS, MASS)} in mass on the object. "
+        f"Against IBA in area, Relevance-IBA as published is {each(PLAIN, AREA)}; *depths × "
+        f"detail* is {each(OURS, AREA)}, and in mass on the object {each(OURS, MASS)}. "
         f"The same information without LRP has an area within {apart:.3f} of it."
     )
     advice = (

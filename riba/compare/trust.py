@@ -29,7 +29,7 @@ UNDER_TEST = {
     "joint": "relevance-iba-joint",
     "cascade": "relevance-iba-cascade",
     "joint, no LRP": "capacity-product-squared",
-    "detail": "relevance-iba-detail-separate",
+    "depths × detail": "relevance-iba-detail-separate",
     "no LRP": "capacity-product-squared-separate",
 }
 """Methods that are put to the test, by their label; each without LRP follows what it controls."""
@@ -39,9 +39,9 @@ def explain(wb: Workbench, images: Tensor, targets: Tensor) -> dict[str, Tensor]
     """The maps that are put to the test, B×H×W, by their label in :data:`UNDER_TEST`.
 
     ``IBA`` at ``wb.layer`` (bits), ``LRP`` (logits), ``Relevance-IBA`` as published from
-    ``wb.layer``, ``joint`` and ``cascade`` from all of ``wb.depths`` (nats) and ``detail`` (a
-    score). The controls are the product of what the same bottlenecks found, optimised together for
-    the cascade (``joint, no LRP``) and by themselves for the detail (``no LRP``).
+    ``wb.layer``, ``joint`` and ``cascade`` from all of ``wb.depths`` (nats) and ``depths × detail``
+    (a score). The controls are the product of what the same bottlenecks found, optimised together
+    for the cascade (``joint, no LRP``) and by themselves for the last (``no LRP``).
     """
     return {label: METHODS[name](wb, images, targets) for label, name in UNDER_TEST.items()}
 

@@ -70,6 +70,6 @@ def randomise_view(wb: Workbench, result: tuple[dict, dict, str], scene: int) ->
         correlation = trust.rank_correlation(*maps)[0].item()
         agreement = "undefined" if correlation != correlation else f"{correlation:.2f}"
         upper.append(map_picture(maps[0][0], title=method, foot="trained", outline=mask))
-        lower.append(map_picture(maps[1][0], foot=f"rank correlation {agreement}"))
-    note = f"Randomised: {words}. Each map on its own scale; magnitudes of signed maps."
+        lower.append(map_picture(maps[1][0], foot=agreement))
+    note = f"Randomised: {words}. Below: rank correlation of magnitudes. Each map on its own scale."
     return View(rows=[(176, upper), (176, lower)], notes=[note])

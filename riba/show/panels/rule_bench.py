@@ -87,9 +87,8 @@ def upper_half(model: nn.Module, layer: str) -> list[str]:
 def tuned(rule: str, strength: float, pixels: str | object, bias: bool) -> Composite:
     """A composite with ``strength`` as its γ, its ε or its β; z⁺ and Flat have no parameter."""
     parameter = {PARAMETERS[rule]: strength} if rule in PARAMETERS else {}
-    if rule != "flat":
-        parameter["bias"] = bias
-    return rules.COMPOSITES[rule](pixels, **parameter)
+    biases = {} if rule == "flat" else {"bias": bias}
+    return rules.COMPOSITES[rule](pixels, **parameter, **biases)
 
 
 def formula(rule: str, strength: float) -> str:
