@@ -20,7 +20,7 @@ html: $(READY)  ## the series to read without installing: site/_build/html/index
 slides: $(READY)  ## 00 to 07 for a lecture: site/_build/slides; REVEAL=address of another reveal.js
 	$(BIN)/jupyter nbconvert notebooks/0[0-7]*.ipynb --to slides --output-dir site/_build/slides \
 		--template slides --TemplateExporter.extra_template_basedirs=site --no-prompt \
-		--TagRemovePreprocessor.remove_input_tags=hide_input --log-level ERROR \
+		--TagRemovePreprocessor.remove_input_tags=hide-input --log-level ERROR \
 		--SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
 		--SlidesExporter.reveal_number=c/t $(if $(REVEAL),--reveal-prefix $(REVEAL))
 

@@ -296,8 +296,7 @@ class Workbench:
         if name not in self.class_names:
             if name.isdecimal() and int(name) < len(self.class_names):
                 return int(name)
-            near = network.near_matches(name, self.class_names)
-            raise ValueError(f"no class {name!r}; {near}")
+            raise ValueError(f"no class {name!r}; {network.near_matches(name, self.class_names)}")
         return self.class_names.index(name)
 
 

@@ -295,7 +295,7 @@ MISTAKES = {
     "the last that fits": (
         "coarsest",
         lambda mask, strides: coarsest(mask, strides, best=lambda fine: fine[-1]),
-        "strides in another order",
+        "another order",
     ),
     "eight in ten pixels right": (
         "coarsest",
@@ -440,15 +440,29 @@ def test_a_right_answer_is_accepted_with_praise(checker, answer):
 def test_a_wrong_answer_is_rejected_with_how_far_it_is_off(checker, answer):
     verdict = getattr(checks, checker)(answer)
     assert not verdict
-    hints = r"off by up to \d|\S+ times what is right|the result is not a number"
+    hints = r"off by up to \d|-?\d+(\.\d+)? times what is right|the result is not a number"
     assert re.match(rf"✗ wrong for .+: ({hints})", repr(verdict))
 
 
 def test_a_wrong_unit_is_named_by_its_factor():
-    verdict = checks.total_bits(lambda nats: nats.sum())
-    assert repr(verdict) == "✗ wrong for a block of nats: 0.693 times what is right"
     verdict = checks.capacity_at_mean(lambda share: capacity_at_mean(share) / math.log(2))
-    assert "1.44 times what is right" in repr(verdict)
+    assert repr(verdict) == "✗ wrong for a block of λ: 1.44 times what is right"
+    verdict = checks.spread(lambda nats, features: 2 * spread(nats, features))
+    assert "2 times what is right" in repr(verdict)
+
+
+@pytest.mark.parametrize(
+    ("checker", "answer"),
+    [
+        ("total_bits", lambda nats: nats.sum()),  # of one number anything is a multiple
+        ("capacity_at_mean", lambda share: 0 * share),
+        ("capacity_at_mean", lambda share: 1.001 * capacity_at_mean(share)),
+        ("spread", lambda nats, features: 1e-5 * features),
+        ("set_logit", lambda logits, members: torch.full((len(logits),), torch.inf)),
+    ],
+)
+def test_a_factor_is_named_only_where_it_says_something(checker, answer):
+    assert ": off by up to " in repr(getattr(checks, checker)(answer))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -56,6 +56,16 @@ def test_a_picture_keeps_its_colours():
     assert np.abs(square(Picture(rgb=rgb), scale=3)[6::12, 6::12] - 255 * rgb).max() <= 1
 
 
+def test_a_lattice_made_smaller_has_no_seams():
+    dots = np.zeros((224, 224, 3))
+    dots[::2, ::2] = 1
+    shown = square(Picture(rgb=dots), side=113)[1:-1, 1:-1].mean(axis=2)
+    quarters = [
+        half.mean() for rows in np.array_split(shown, 2) for half in np.array_split(rows, 2, 1)
+    ]
+    assert np.ptp(quarters) < 3
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_map_has_the_colours_of_the_figures(signed):
     values = np.random.default_rng(1).random((16, 16)) - 0.4 * signed

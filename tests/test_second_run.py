@@ -162,8 +162,10 @@ def test_tables_that_are_stored_do_not_stay_in_memory(wb, place, tmp_path, monke
     monkeypatch.setattr(blocks, "write_part", write)
     ask = {"out": tmp_path / "out", "batch": 2}
     gc.freeze()  # what earlier tests left need not be looked through at every part
-    riba.evaluate(wb, ["gradient"], photos(place), ["mass_accuracy"], **ask)
-    gc.unfreeze()
+    try:
+        riba.evaluate(wb, ["gradient"], photos(place), ["mass_accuracy"], **ask)
+    finally:
+        gc.unfreeze()
     assert len(made) == COUNT / 2
     assert max(most) <= 2
 

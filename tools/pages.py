@@ -18,10 +18,10 @@ from riba.storage import DATA
 README = DATA.parent / "README.md"
 DETAIL = DATA.parent / "benchmarks" / "detail.csv"
 WORLDS = {
-    "": ("drawn scenes", "scenenet", "features.6"),
-    "photos_": ("photographs", "efficientnet-lite0", "blocks.1"),
+    "": ("drawn scenes", "scenes", "scenenet"),
+    "photos_": ("photographs", "photos", "efficientnet-lite0"),
 }
-"""Prefix of a world's tables in ``data/``: what its pictures are, its network, the lowest depth."""
+"""Prefix of a world's tables in ``data/``: what its pictures are, in one word, and its network."""
 HEADLINE = {
     "iba": "IBA",
     "input-iba": "InputIBA",
@@ -29,7 +29,7 @@ HEADLINE = {
     "guided-grad-cam": "Guided Grad-CAM",
     "lrp-epsilon-plus": "LRP (ε, z⁺)",
     "relevance-iba": "**Relevance-IBA**, as published",
-    "relevance-iba-detail-separate": "**depths × detail**, `relevance-iba-detail-separate`",
+    "relevance-iba-detail-separate": "**depths × detail**",
     "capacity-product-squared-separate": "the same without LRP",
 }
 """Methods of the short table."""
@@ -42,7 +42,7 @@ RIVALS = {
 }
 """What the publication compares with, besides IBA."""
 PLAIN, TOGETHER, WITHOUT = "relevance-iba", "relevance-iba-detail", "capacity-product-squared"
-"""The published form; that of several depths, found together; and its information without LRP."""
+"""The published form; depths × detail of joint bottlenecks; and its information without LRP."""
 OURS, CONTROL = f"{TOGETHER}-separate", f"{WITHOUT}-separate"
 """A bottleneck by itself at each depth, and the square root of the detail; its information."""
 NO_LRP = (
@@ -50,7 +50,7 @@ NO_LRP = (
     *("capacity-product", WITHOUT, "capacity-product-separate", CONTROL),
 )
 """Maps of a bottleneck's information that nothing was propagated for."""
-SMOOTH, CLASS, FINAL = ", smoothed 8 px", "logit × nats", "product × √detail"
+SMOOTH, FINAL = ", smoothed 8 px", "product × √detail"
 AREA, MASS, FAITHFUL = "allocation_area", "mass_accuracy", ("insertion", "deletion")
 SIGNIFICANT = 0.01
 """Below this p, after Holm, two methods are said to differ."""
@@ -60,7 +60,7 @@ class World:
     """The tables of one kind of picture."""
 
     def __init__(self, prefix: str) -> None:
-        self.name, self.network, self.lowest = WORLDS[prefix]
+        self.name, self.short, self.network = WORLDS[prefix]
         self.summary = pd.read_csv(DATA / f"{prefix}evaluation.csv")
         self.rows = self.summary.set_index(["method", "metric", "mask"])
         table = pd.read_csv(DATA / f"{prefix}comparisons.csv")
@@ -88,9 +88,9 @@ class World:
         row = self.compared.loc[(method, over, metric, "banded")]
         return f"{word} ({-row['difference']:+.3f})"
 
-    def own_detail(self, of: str, metric: str = "insertion", split: str = "") -> pd.Series:
-        """A measure of a map's own detail, on validation pictures; less that of another image's."""
-        return self.details.loc[(self.network + split, metric, f"{of} | own detail")]
+    def tested(self, form: str, metric: str = "insertion") -> pd.Series:
+        """A measure of a form on test pictures; of own detail also less that of another image's."""
+        return self.details.loc[(f"{self.network}, test", metric, form)]
 
     def beaten(self, method: str, rivals: dict[str, str], suffix: str = "") -> list[str]:
         """Names of the rivals that a method is ahead of in area; with a suffix, of their maps so
@@ -143,12 +143,12 @@ def headline(scenes: World, photos: World) -> str:
         "contrast": lambda method: (method, CONTRAST),
     }
     table = {
-        f"{world.name}: {name}": [world.number(*of(method)) for method in HEADLINE]
+        f"{world.short}: {name}": [world.number(*of(method)) for method in HEADLINE]
         for world in (scenes, photos)
         for name, of in columns.items()
         if (*of(PLAIN), "banded") in world.rows.index
     }
-    lines = [f"| | {' | '.join(table)} |", f"|---|{'---|' * len(table)}"]
+    lines = [f"| | {' | '.join(table)} |", f"|---|{'---:|' * len(table)}"]
     for label, cells in zip(HEADLINE.values(), zip(*table.values(), strict=True), strict=True):
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -161,16 +161,11 @@ def verdict(scenes: World, photos: World) -> str:
         low, high = row["difference_low"], row["difference_high"]
         return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
-    def of_nats(world: World) -> str:
-        return gain(world.own_detail(f"nats, z+, from {world.lowest}"))
-
-    def of_class(world: World) -> str:
-        row = world.own_detail(f"{CLASS}, z+, from {world.lowest}")
-        noise = world.own_detail("random")["mean"]
-        return f"{gain(row)}; inserts {row['mean']:.3f}, white noise {noise:.3f}"
-
-    def tested(world: World) -> str:
-        return "; ".join(gain(world.own_detail(FINAL, m, ", test")) for m in FAITHFUL)
+    def detail(world: World) -> str:
+        forms = f"{FINAL} | own detail", f"{FINAL} | white noise", "product"
+        own, noise, none = (f"{world.tested(form)['mean']:.3f}" for form in forms)
+        gains = "; ".join(gain(world.tested(forms[0], metric)) for metric in FAITHFUL)
+        return f"{gains}. It inserts {own}, white noise in its place {noise}, no detail {none}"
 
     def without_lrp(world: World) -> str:
         best = max(NO_LRP, key=world.mean)
@@ -194,9 +189,7 @@ def verdict(scenes: World, photos: World) -> str:
         f"**depths × detail**, `{OURS}`, against IBA": several,
         "it, against the same information without LRP: area": lambda w: w.verdict(OURS, CONTROL),
         "it, against the best map without LRP: area": without_lrp,
-        "**own detail** less another image's, nats propagated: insertion": of_nats,
-        "the same, the class's relevance times the nats propagated": of_class,
-        "the same in *depths × detail*, 200 test pictures: insertion; deletion": tested,
+        "its **own detail** less another image's (07): insertion; deletion, low is good": detail,
     }
     worlds = (scenes, photos)
     lines = [f"| | {' | '.join(world.name for world in worlds)} |", "|---|---|---|"]
@@ -215,10 +208,10 @@ def verdict(scenes: World, photos: World) -> str:
         f"The same information without LRP has an area within {apart:.3f} of it."
     )
     advice = (
-        f"*Ahead* and *behind* are sure in pairs (p < {SIGNIFICANT}), as a small difference can "
-        "be; *level* says that none was shown, not that there is none. So read *where* from "
-        "information at several depths, propagated or not; compare a map that LRP propagated as "
-        "it is and smoothed; and take no contour for evidence."
+        f"*Ahead* and *behind*: p < {SIGNIFICANT} in pairs, however small the difference; *level* "
+        "says that none was shown, not that there is none. So read *where* from information at "
+        "several depths, propagated or not; look at a propagated map both raw and smoothed; and "
+        "take no contour for evidence."
     )
     return "\n".join([short, "", *lines, "", advice])
 

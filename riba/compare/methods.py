@@ -725,8 +725,9 @@ def relevance_iba_detail(
 
     Ours; see :func:`riba.relevance.detailed`. Without its detail it is
     ``capacity-product-squared``. With a bottleneck by itself at each depth in place of joint ones,
-    and half the strength: ``relevance-iba-detail-separate``, chosen on validation pictures of both
-    worlds (``benchmarks/detail.csv``); ``capacity-product-squared-separate`` is its control.
+    and half the strength: ``relevance-iba-detail-separate``, *depths × detail* in the texts, chosen
+    on validation pictures of both worlds (``benchmarks/detail.csv``);
+    ``capacity-product-squared-separate`` is its control.
     """
     net, _ = q.propagation(q.wb.depths[-1] if separate else q.wb.depths, **settings)
     depths = q.at_depths(separate, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ def show_ledger(ax: Axes, below: Mapping[str, Tensor], unit: str = "nats") -> No
     ax.bar_label(ax.containers[0], fmt=" %.1f", fontsize=7)
     ax.tick_params(axis="y", labelsize=7)
     ax.set(xlabel=f"{unit} in the layer", ylabel="", title="the ledger, layer by layer")
-    ax.margins(x=0.12)
+    ax.margins(x=0.2)
 
 
 def overlay(rgb: Array, values: Array, opacity: float = 0.7) -> np.ndarray:
@@ -165,12 +166,12 @@ def show_allocation(
     rows = rows.assign(share=rows["metric"].str.removeprefix("allocation@").astype(float))
     curves = rows.melt(["method", "share"], ["low", "mean", "high"], value_name="precision")
     # of (low, mean, high) the median is the mean, and the band from end to end is the interval
-    line = partial(sns.lineplot, x="share", y="precision", estimator="median", ax=ax)
+    line = partial(sns.lineplot, x="share", y="precision", estimator="median", ax=ax, legend=False)
     for place, (method, label) in enumerate(methods.items()):
-        style = {"color": f"C{place}", "linestyle": "--" if method in dashed else "-"}
+        style = {"ls": "--", "lw": 1.2} if method in dashed else {"lw": 2.2}
         band = {"alpha": 0.15, "linewidth": 0}
         data = curves[curves["method"] == method]
-        line(data, errorbar=("pi", 100), err_kws=band, label=label, legend=False, **style)
+        line(data, errorbar=("pi", 100), err_kws=band, label=label, color=f"C{place}", **style)
     for method, label in (("oracle", "oracle"), ("random", "chance")):
         data = curves[curves["method"] == method]
         line(data, errorbar=None, color="0.3", linestyle=":", linewidth=1)
@@ -218,9 +219,10 @@ def comparison(
             line[0].set_ylabel(names[row])
         for ax, (title, values) in zip(line[1:], maps.items(), strict=True):
             signed = bool((values < 0).any())
-            show_map(ax, values[row], title if row == 0 else "", signed=signed, bar=False)
+            words = textwrap.fill(title, int(13 * size)) if row == 0 else ""
+            show_map(ax, values[row], words, signed=signed, bar=False)
             if notes and title in notes:
-                ax.set_xlabel(notes[title][row], fontsize=6.5, labelpad=2)
+                ax.set_xlabel(notes[title][row], fontsize=7.5, labelpad=2)
     return figure
 
 

@@ -93,7 +93,6 @@ def descent_view(
         map_picture(between, title=down, unit=f"{unit} / {each}", mark=mark),
         map_picture(pixels, title="at the pixels", unit=f"{unit} / pixel", mark=mark),
     ]
-    pixels_each = f"{height // nats.shape[0]}×{width // nats.shape[1]} pixels"
-    above = f"{nats[cell] / math.log(2):.3f} bits in its cell of {pixels_each}"
+    above = f"{nats[cell] / math.log(2):.3f} bits in its whole cell of {names[0]}"
     position = f"row {row}, column {column}: {above}, {pixels[row, column]:.4f} {unit} at the pixel"
     return View(rows=[(200, tiles)], notes=[position, result.ledger.line(0)])

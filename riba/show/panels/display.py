@@ -75,10 +75,8 @@ class Display:
         go = self._buttons.children[-1]
         go.description = "Cancel" if state == "computing" else "Compute"
         go.disabled = state == "current"
-        if state == "current":
-            self.picture.remove_class("riba-faded")
-        else:
-            self.picture.add_class("riba-faded")
+        fade = self.picture.remove_class if state == "current" else self.picture.add_class
+        fade("riba-faded")
 
     def show_progress(self, label: str, done: int, total: int | None) -> None:
         """Show a bar with words; ``total`` is None where it is not known."""

@@ -105,10 +105,12 @@ class Picture(Tile):
         bar = self.scale is not None and self.scale.unit != ""
         rgb = (np.asarray(self.rgb).clip(0, 1) * 255 + 0.5).astype(np.uint8)
         rows, columns = rgb.shape[:2]
-        enlarge = min(box.height / rows, (box.width - 74 * bar) / columns)
+        enlarge = min(box.height / rows, (box.width - 78 * bar) / columns)
         place = box._replace(width=round(enlarge * columns), height=round(enlarge * rows))
         size = round(place.width * page.scale), round(place.height * page.scale)
-        large = Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST)
+        # made smaller, the nearest pixels of a lattice would show seams that are not in the map
+        how = Image.Resampling.BILINEAR if size[0] < columns else Image.Resampling.NEAREST
+        large = Image.fromarray(rgb).resize(size, how)
         if self.outline is not None:
             large.paste(self.ink, mask=_border(self.outline, size, round(1.4 * page.scale)))
         page.paste(large, box.x, box.y)
@@ -346,14 +348,15 @@ class Page:
         self.paste(shades.resize(size), x, y)
         power = 0 if 1e-2 <= scale.top < 1e4 else math.floor(math.log10(scale.top))
         for place, share in enumerate((1, (1 + low) / 2, low)):
-            number = f"{scale.top * share / 10**power:.3g}".replace("-", "−")
+            # beside the middle one stands the unit
+            number = f"{scale.top * share / 10**power:.{3 - place % 2}g}".replace("-", "−")
             self.text(x + 13, y + place * (height - 12) / 2 + 6, number, size=12, anchor="lm")
         exponent = str(power).translate(SUPERSCRIPTS)
         unit = f"{scale.unit}, in 10{exponent}" if power else scale.unit
         words = Image.new("RGB", (size[1], round(18 * self.scale)), "white")
         middle = words.width / 2, words.height / 2
         ImageDraw.Draw(words).text(middle, unit, INK, _font(13 * self.scale), anchor="mm")
-        self.paste(words.rotate(90, expand=True), x + 50, y)
+        self.paste(words.rotate(90, expand=True), x + 54, y)
 
 
 def shortened(words: str, width: float, size: int = 13) -> str:
