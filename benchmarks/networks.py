@@ -1,6 +1,6 @@
 """Does what wins on the bundled network win on others? Two more seeds and a small ResNet.
 
-    python -m benchmarks.networks      # trains what is missing (half an hour each), then compares
+    python -m benchmarks.networks      # trains what is missing (minutes each), then compares
 
 Weights go to ``data/cache`` and are not shipped. The methods run with the defaults that were
 chosen for the bundled network. Writes ``benchmarks/networks.csv``: a row per network × method ×
