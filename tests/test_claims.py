@@ -410,3 +410,10 @@ def test_at_two_layers_of_the_bundled_network_ten_is_too_large_a_beta():
     betas = pd.read_csv(storage.DATA / "betas.csv").set_index(["network", "layers"])["beta"]
     single = betas["scenenet"].drop(index=[x for x in betas["scenenet"].index if " " in x])
     assert {*single[single < 10].index} == {"features.14", "features.9"}
+
+
+def test_the_map_of_input_iba_hangs_on_its_noise():
+    table = pd.read_csv(storage.DATA.parent / "benchmarks" / "fidelity.csv")
+    row = table[(table["case"] == "scenenet InputIBA") & (table["copies"] == 10)].iloc[0]
+    assert row["correlation_mean"] == pytest.approx(0.64, abs=0.005)
+    assert row["reference_copies"] == 60

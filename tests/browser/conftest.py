@@ -25,12 +25,17 @@ FEWER = {
     "range(110)": "range(16)",
     "FEW = 40": "FEW = 8",
     "range(128)": "range(32)",
+    "range(12)": "range(6)",
+    "range(60)": "range(24)",
+    "[:12, 0]": "[:4, 0]",
+    "plots.use_style()": 'plots.use_style(); plots.FIGURES = plots.Path(\\"figures\\")',
     "mosaics(3)": "mosaics(1)",
     "for index in (0, 1, 2)": "for index in (0,)",
     "SCENES = (3, 6, 9)": "SCENES = (3,)",
     '\\"InputIBA\\": \\"input-iba\\",': "",
 }
-"""Fewer scenes than the notebooks take: here it matters that they run, and that panels answer."""
+"""Fewer scenes than the notebooks take: here it matters that they run, and that panels answer.
+Figures of so few are not those that are committed, and go elsewhere."""
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none", "recordTiming": False},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},

@@ -72,4 +72,4 @@ def randomise_view(wb: Workbench, result: tuple[dict, dict, str], scene: int) ->
         upper.append(map_picture(maps[0][0], title=method, foot="trained", outline=mask))
         lower.append(map_picture(maps[1][0], foot=agreement))
     note = f"Randomised: {words}. Below: rank correlation of magnitudes. Each map on its own scale."
-    return View(rows=[(176, upper), (176, lower)], notes=[note])
+    return View(rows=[(118, upper), (118, lower)], notes=[note])
