@@ -61,7 +61,7 @@ def allocation_view(wb: Workbench, maps: dict[str, Tensor], scene: int, share: f
     best = [min(1, chance / p) for p in budgets]
     lines = [(best, PALE), ([chance] * len(budgets), PALE)]
     tiles = []
-    for (method, values), colour in zip(maps.items(), COLOURS, strict=False):
+    for (method, values), colour in zip(maps.items(), COLOURS[2:], strict=False):
         *curve, precision = metrics.allocation_curve(values, masks, [*budgets, share])[0].tolist()
         area = metrics.allocation_area(values, masks).item()
         lines.append((curve, colour))
