@@ -18,8 +18,10 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).parent
 LIVE = "application/vnd.jupyter.widget-view+json"
-KEPT = ("jupyter", "slideshow", "tags")
+KEPT = ("slideshow", "tags")
 """Metadata of a cell that its author set."""
+FOLDED = 5
+"""Lines from which on a cell with the tag ``hide-input`` is folded in JupyterLab, too."""
 LARGEST, ALTOGETHER = 2_000_000, 12_000_000
 """Bytes that one notebook, and all of them, may have."""
 
@@ -53,6 +55,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02d}"
         cell.metadata = {key: value for key, value in cell.metadata.items() if key in KEPT}
+        if "hide-input" in cell.metadata.get("tags", ()) and len(cell.source.split("\n")) >= FOLDED:
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
             cell.outputs = [still(output) for output in cell.outputs if not is_volatile(output)]
     return notebook

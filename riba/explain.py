@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--label", help="class to explain, its number or name; else the prediction")
     add("--layer", help="where the bottleneck sits; else the network's default")
     add("--weights", help="file of weights, or name of published ones")
-    add("--reference", type=storage.place, help="a thousand ordinary photos, for the statistics")
+    add("--reference", type=storage.place, help="1,000 or more ordinary photos, for statistics")
     add("--device", help="cuda, or cpu")
     add("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)

@@ -257,15 +257,9 @@ def test_a_bottleneck_by_itself_at_each_depth_aims_well_on_both(photographs):
         assert mass[ours] > mass["iba"] + 0.2
 
 
-def test_smoothed_integrated_gradients_pass_depths_times_detail_on_drawn_scenes():
-    table = pd.read_csv(storage.DATA / "comparisons.csv")
-    key = ["against", "method", "metric", "mask"]
-    row = table.set_index(key).loc[
-        "relevance-iba-detail-separate",
-        "integrated-gradients, smoothed 8 px",
-        "allocation_area",
-        "banded",
-    ]
+def test_smoothed_integrated_gradients_pass_depths_times_detail_on_drawn_scenes(compared):
+    ours, smoothed = "relevance-iba-detail-separate", "integrated-gradients, smoothed 8 px"
+    row = compared.loc[(ours, "allocation_area", "banded", smoothed)]
     assert (row["difference"] > 0) & (row["p_holm"] < 0.01)
 
 
@@ -279,21 +273,26 @@ def test_scattered_pixels_bring_the_class_back_sooner_than_a_compact_patch_on_sc
 PRODUCTS = ["cascade", "joint, no LRP", "depths × detail", "no LRP"]
 
 
-def trust_of(network, least):
+@pytest.fixture(scope="module")
+def trust_rows():
     table = pd.read_csv(storage.DATA.parent / "benchmarks" / "trust.csv")
-    table = table[table["network"] == network]
-    assert table["n"].min() >= least
-    return table.pivot_table("mean", "test", "method")
+    return table.set_index(["network", "method", "test"])
+
+
+def trust_means(rows, network, least):
+    rows = rows.loc[network]
+    assert rows["n"].min() >= least
+    return rows["mean"].unstack("method")
 
 
 @pytest.fixture(scope="module")
-def trusted():
-    return trust_of("scenenet", 25)  # mosaics, of four scenes each; a hundred of all else
+def trusted(trust_rows):
+    return trust_means(trust_rows, "scenenet", 25)  # mosaics, of four scenes; 100 of all else
 
 
 @pytest.fixture(scope="module")
-def trusted_on_photographs():
-    return trust_of("efficientnet-lite0", 100)
+def trusted_on_photographs(trust_rows):
+    return trust_means(trust_rows, "efficientnet-lite0", 100)
 
 
 def test_what_the_cascade_passes_its_control_without_lrp_passes(trusted, trusted_on_photographs):
@@ -317,15 +316,16 @@ def test_on_photographs_the_form_from_the_logit_changes_most_but_between_two_obj
     assert left["LRP"] < 0.01 < 0.9 < left[["IBA", "Relevance-IBA", "joint", "cascade"]].min()
 
 
-def test_in_grid_pointing_the_form_from_the_class_logit_is_level_with_its_control_and_lrp(trusted):
-    table = pd.read_csv(storage.DATA.parent / "benchmarks" / "trust.csv")
-    row = table.set_index(["network", "method", "test"]).loc["scenenet", "depths × detail"]
-    assert row.loc["grid pointing", "against"] == "no LRP"
-    assert row.loc["grid pointing", "p"] > 0.05
-    pointing = trusted.loc["grid pointing"]
-    assert abs(pointing["depths × detail"] - pointing["LRP"]) < 0.01
-    row = row.loc["cheating network: share in the mark"]
-    assert (row["p"] < 0.01) & (0.005 < row["difference"] < 0.015)
+def test_in_grid_pointing_the_form_from_the_class_logit_is_level_with_its_control_and_lrp(
+    trust_rows,
+):
+    rows, test = trust_rows.loc["scenenet"], "grid pointing"
+    ours = rows.loc["depths × detail"]
+    assert ours.loc[test, "against"] == "no LRP"
+    assert ours.loc[test, "p"] > 0.05
+    assert abs(ours.loc[test, "mean"] - rows.loc[("LRP", test), "mean"]) < 0.01
+    mark = ours.loc["cheating network: share in the mark"]
+    assert (mark["p"] < 0.01) & (0.005 < mark["difference"] < 0.015)
 
 
 def test_the_form_from_the_class_logit_changes_most(trusted):

@@ -347,9 +347,9 @@ class Page:
         size = round(9 * self.scale), round(height * self.scale)
         self.paste(shades.resize(size), x, y)
         power = 0 if 1e-2 <= scale.top < 1e4 else math.floor(math.log10(scale.top))
-        for place, share in enumerate((1, (1 + low) / 2, low)):
-            # beside the middle one stands the unit
-            number = f"{scale.top * share / 10**power:.{3 - place % 2}g}".replace("-", "−")
+        # fewer digits in the middle, where the unit stands beside
+        for place, (share, digits) in enumerate(((1, 3), ((1 + low) / 2, 2), (low, 3))):
+            number = f"{scale.top * share / 10**power:.{digits}g}".replace("-", "−")
             self.text(x + 13, y + place * (height - 12) / 2 + 6, number, size=12, anchor="lm")
         exponent = str(power).translate(SUPERSCRIPTS)
         unit = f"{scale.unit}, in 10{exponent}" if power else scale.unit
