@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Integral, Real
 
 import torch
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba import progress
-from riba.method.explicit import Explicit, explicit
+from riba.method.explicit import Explicit, Part, explicit
 from riba.method.network import check_images, check_logits, check_targets, class_logit, state_of
 from riba.method.statistics import FeatureStatistics, check_statistics
 
@@ -104,9 +104,11 @@ def restrict(
     -------
     B×S×C×h×w: S noisy copies of each image's features.
     """
-    copies = r if r.ndim > lambda_.ndim else r[:, None]
-    centre, spread = restricted_moments(copies, lambda_[:, None], mean, std, active)
-    return torch.addcmul(centre, spread, noise)
+    # the layers above run fastest on channels last
+    last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
+    closed = last(active * torch.addcmul(mean, std, noise))
+    copies = r if r.ndim > lambda_.ndim else last(r)[:, None]
+    return torch.lerp(closed, copies.to(closed), last(active * lambda_)[:, None])
 
 
 def restricted_moments(
@@ -542,10 +544,10 @@ class InformationBottleneck:
 
         def run(part: slice) -> tuple[Tensor, ...]:
             features, *beside = head(images[part])
-            outputs, values = [features], (features, *beside)
+            outputs, values = [features.contiguous()], (features, *beside)
             for piece in above:
                 values = piece(*values)
-                outputs.append(values[0])
+                outputs.append(values[0].contiguous())  # as the noise and the statistics
             check_logits(outputs[-1], len(images[part]))
             return *outputs, *beside
 
@@ -557,7 +559,8 @@ class InformationBottleneck:
             known.check_features(r)
         beta = BETAS[0] if self.settings.beta == AUTO else self.settings.beta
         betas = features[0].new_full((len(images),), beta)
-        return _Batch(net, stats, features, beside, check_targets(targets, logits), logits, betas)
+        above = net.rounded(self.settings.precision)
+        return _Batch(above, stats, features, beside, check_targets(targets, logits), logits, betas)
 
     def _draws(self, features: Sequence[Tensor], noise: Tensor | None) -> Iterator[list[Tensor]]:
         """Noise of every layer, step after step."""
@@ -622,7 +625,7 @@ class InformationBottleneck:
         precision = self.settings.precision
         with torch.autocast(features.device.type, precision, enabled=precision is not None):
             for stats, lambda_, draw, piece in zip(
-                batch.stats, lambdas, noise, batch.net.parts[1:], strict=True
+                batch.stats, lambdas, noise, batch.above, strict=True
             ):
                 if len(features) > len(lambda_):  # copies already, from the layer below
                     features = features.unflatten(0, (-1, samples))
@@ -671,8 +674,8 @@ class _Batch:
 
     Attributes
     ----------
-    net
-        The network, cut behind the layers.
+    above
+        The network above the first layer, cut behind the others.
     stats
         Of every layer, on the device of the images.
     features
@@ -685,7 +688,7 @@ class _Batch:
         Of every image.
     """
 
-    net: Explicit
+    above: tuple[Part, ...]
     stats: tuple[FeatureStatistics, ...]
     features: tuple[Tensor, ...]
     beside: tuple[Tensor, ...]
@@ -697,7 +700,7 @@ class _Batch:
         """Some of the images."""
         tensors = (tuple(x[part] for x in group) for group in (self.features, self.beside))
         rest = (x[part] for x in (self.targets, self.logits, self.beta))
-        return _Batch(self.net, self.stats, *tensors, *rest)
+        return _Batch(self.above, self.stats, *tensors, *rest)
 
 
 def in_chunks(

@@ -10,6 +10,7 @@ one signal, or has a gradient that is its rule. Any other step is refused by its
 
 from __future__ import annotations
 
+import itertools
 import operator
 import threading
 import warnings
@@ -506,7 +507,9 @@ class Explicit:
                 )
 
     @torch.no_grad()
-    def _check(self, example: Tensor, logits: Tensor, features: dict[str, Tensor]) -> None:
+    def _check(
+        self, example: Tensor, logits: Tensor, features: dict[str, Tensor], copies: int = 2
+    ) -> None:
         """The parts must give what the network gives, also of copies of what is between them."""
         values: tuple[Tensor, ...] = (example,)
         for part, layer in zip(self.parts, (*self.layers, None), strict=True):
@@ -514,7 +517,8 @@ class Explicit:
             expected = logits if layer is None else features.get(layer)
             if expected is not None and not same(values[0], expected):
                 raise ValueError("in explicit form it is no longer the same network")
-            values = tuple(value.repeat_interleave(2, 0) for value in values)
+            if copies > 1:
+                values = tuple(value.repeat_interleave(copies, 0) for value in values)
 
     @torch.no_grad()
     def fits(self, model: nn.Module, layers: Iterable[str], example: Tensor) -> bool:
@@ -524,9 +528,24 @@ class Explicit:
         """
         if self._key == _key(model, layers, example):
             with suppress(ValueError):
-                self._check(example, logits_of(model, example), {})
+                self._check(example, logits_of(model, example), {}, copies=1)
                 return True
         return False
+
+    def rounded(self, precision: torch.dtype | None) -> tuple[Part, ...]:
+        """The parts above the first layer for passes under autocast to ``precision``.
+
+        Convolutions and linear layers have their weights in it, which autocast would convert anew
+        at every pass, as it keeps only those that take gradients.
+        """
+        above = self.parts[1:]
+        if precision is None or self.reason:
+            return above
+        above = tuple(frozen_copy(part, share=True) for part in above)
+        for module in itertools.chain.from_iterable(part.modules() for part in above):
+            if isinstance(module, (Convolution, Linear)):
+                module.to(precision)
+        return above
 
     def check(self, images: Tensor) -> None:
         """Refuse images of another kind than the form was made for, and changed weights.
@@ -850,8 +869,9 @@ def explicit(
         The network cannot be traced: once, when it is cut.
     """
     model, layers = unwrapped(model), tuple(layers)
-    example = example[:1].detach().repeat(2, 1, 1, 1)  # of one, squeeze() takes the batch away
+    example = example[:1].detach()
     with _building, full_precision(example.device):
         if known is not None and known.fits(model, layers, example):
             return known
-        return Explicit(model, layers, example)
+        # of one image, squeeze() would take the batch away
+        return Explicit(model, layers, example.repeat(2, 1, 1, 1))
