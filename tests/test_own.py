@@ -12,7 +12,7 @@ from torchvision.models import get_model
 
 import riba
 from riba.compare import evaluation
-from riba.method import network
+from riba.method import bottleneck, network
 from riba.show import panels
 from riba.testbed import datasets, networks, segmentation
 from riba.testbed.datasets import Preparation
@@ -358,3 +358,19 @@ def test_half_precision_gives_the_same_map(home, name):
         assert not torch.equal(one, other)
         assert other.dtype == torch.float32
         assert torch.corrcoef(torch.stack([ranks(one), ranks(other)]))[0, 1] >= 0.99
+
+
+def test_weights_are_rounded_once_and_not_those_of_the_network(home, monkeypatch):
+    wb = riba.load()
+    before = wb.model.features[0].weight.clone()
+    images, labels, _ = datasets.stack([wb.test[0]])
+    stats = [wb.statistics_at(layer) for layer in wb.depths]
+
+    def nats():
+        at = riba.InformationBottleneck(wb.model, wb.depths, stats, precision=torch.bfloat16)
+        return at(images, labels).shallowest.nats
+
+    once = nats()
+    assert torch.equal(wb.model.features[0].weight, before)
+    monkeypatch.setattr(bottleneck, "rounded", lambda part, _precision: part)
+    assert torch.equal(once, nats())  # rounded by autocast, at every pass

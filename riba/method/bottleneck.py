@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riba import progress
-from riba.method.explicit import Explicit, Part, explicit
+from riba.method.explicit import Explicit, Part, explicit, rounded
 from riba.method.network import check_images, check_logits, check_targets, class_logit, state_of
 from riba.method.statistics import FeatureStatistics, check_statistics
 
@@ -559,7 +559,7 @@ class InformationBottleneck:
             known.check_features(r)
         beta = BETAS[0] if self.settings.beta == AUTO else self.settings.beta
         betas = features[0].new_full((len(images),), beta)
-        above = net.rounded(self.settings.precision)
+        above = tuple(rounded(part, self.settings.precision) for part in net.parts[1:])
         return _Batch(above, stats, features, beside, check_targets(targets, logits), logits, betas)
 
     def _draws(self, features: Sequence[Tensor], noise: Tensor | None) -> Iterator[list[Tensor]]:

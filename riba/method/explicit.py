@@ -10,7 +10,6 @@ one signal, or has a gradient that is its rule. Any other step is refused by its
 
 from __future__ import annotations
 
-import itertools
 import operator
 import threading
 import warnings
@@ -413,6 +412,20 @@ def _parts(net: fx.GraphModule, layers: Sequence[str]) -> tuple[Part, ...]:
     return tuple(pieces)
 
 
+def rounded(part: Part, precision: torch.dtype | None) -> Part:
+    """A part for passes under autocast to ``precision``: its weights are in that type already.
+
+    Autocast would convert them anew at every pass, as it keeps only those that take gradients.
+    """
+    if precision is None or not isinstance(part, nn.Module):
+        return part
+    part = frozen_copy(part, share=True)
+    for module in part.modules():
+        if isinstance(module, (Convolution, Linear)):
+            module.to(precision)
+    return part
+
+
 def _ancestors(net: fx.GraphModule, ends: Nodes, known: Nodes) -> set[fx.Node]:
     """``ends`` and all that they are computed from, down to the nodes that are known."""
     needed = set(ends)
@@ -507,18 +520,16 @@ class Explicit:
                 )
 
     @torch.no_grad()
-    def _check(
-        self, example: Tensor, logits: Tensor, features: dict[str, Tensor], copies: int = 2
-    ) -> None:
+    def _check(self, example: Tensor, logits: Tensor, features: dict[str, Tensor]) -> None:
         """The parts must give what the network gives, also of copies of what is between them."""
+        copies = 2 if features else 1  # a form that is known has met copies when it was made
         values: tuple[Tensor, ...] = (example,)
         for part, layer in zip(self.parts, (*self.layers, None), strict=True):
             values = part(*values)
             expected = logits if layer is None else features.get(layer)
             if expected is not None and not same(values[0], expected):
                 raise ValueError("in explicit form it is no longer the same network")
-            if copies > 1:
-                values = tuple(value.repeat_interleave(copies, 0) for value in values)
+            values = tuple(value.repeat_interleave(copies, 0) for value in values)
 
     @torch.no_grad()
     def fits(self, model: nn.Module, layers: Iterable[str], example: Tensor) -> bool:
@@ -528,24 +539,9 @@ class Explicit:
         """
         if self._key == _key(model, layers, example):
             with suppress(ValueError):
-                self._check(example, logits_of(model, example), {}, copies=1)
+                self._check(example, logits_of(model, example), {})
                 return True
         return False
-
-    def rounded(self, precision: torch.dtype | None) -> tuple[Part, ...]:
-        """The parts above the first layer for passes under autocast to ``precision``.
-
-        Convolutions and linear layers have their weights in it, which autocast would convert anew
-        at every pass, as it keeps only those that take gradients.
-        """
-        above = self.parts[1:]
-        if precision is None or self.reason:
-            return above
-        above = tuple(frozen_copy(part, share=True) for part in above)
-        for module in itertools.chain.from_iterable(part.modules() for part in above):
-            if isinstance(module, (Convolution, Linear)):
-                module.to(precision)
-        return above
 
     def check(self, images: Tensor) -> None:
         """Refuse images of another kind than the form was made for, and changed weights.

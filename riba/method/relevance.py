@@ -497,13 +497,8 @@ def ledger(information: Information, start: Start, pixels: Tensor) -> Ledger:
     """The totals of one descent, from ``start`` at the layer to ``pixels`` (B×3×H×W)."""
     nats = _total(information.nats)
     inactive = _total(information.nats * (information.features <= 0))
-    return Ledger(
-        unit=start.unit,
-        before=start.before,
-        start=_total(start.relevance),
-        end=_total(pixels),
-        inactive=torch.where(nats > 0, inactive / nats, 0.0),
-    )
+    share = torch.where(nats > 0, inactive / nats, 0.0)
+    return Ledger(start.unit, start.before, _total(start.relevance), _total(pixels), share)
 
 
 def _total(relevance: Tensor) -> Tensor:
@@ -629,6 +624,7 @@ class RelevanceIBA(Attributor):
     def __exit__(self, *_error: object) -> None:
         pass
 
+    @torch.inference_mode(False)
     def __call__(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
         """Explain ``targets``.
 
@@ -645,11 +641,6 @@ class RelevanceIBA(Attributor):
             Logits (B×classes), and relevance of the pixels (B×3×H×W): nats, or logits with source
             ``"gated"``.
         """
-        return self.forward(images, targets)
-
-    @torch.inference_mode(False)
-    def forward(self, images: Tensor, targets: Tensor | list[int]) -> tuple[Tensor, Tensor]:
-        """As :meth:`__call__`."""
         net = self.bottleneck.explicit(images)
         net.ruled(self.layer, images[:1])  # a step without a rule is refused before all else
         information = self.bottleneck.optimise(net, images, targets)
@@ -658,3 +649,5 @@ class RelevanceIBA(Attributor):
         )
         self.information, self.ledger = information, ledger
         return information.logits.to(images.dtype), relevance
+
+    forward = __call__

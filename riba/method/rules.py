@@ -360,11 +360,7 @@ def composite(name: str | Composite | None = None, pixels: str | Hook = "flat") 
 
 
 def compose(
-    body: Hook,
-    pixels: str | Hook = "flat",
-    *,
-    dense: Hook | None = None,
-    sums: Hook | None = None,
+    body: Hook, pixels: str | Hook = "flat", *, dense: Hook | None = None, sums: Hook | None = None
 ) -> Composite:
     """A composite by type of layer, from any Zennit rules.
 
@@ -392,10 +388,9 @@ def compose(
             names = ", ".join(PIXELS)
             raise ValueError(f"no pixel rule {pixels!r}: choose one of {names}, or rules.box(…)")
         pixels = PIXELS[pixels]
-    sums = sums or PositivePart()
     layer_map = [
         ((Activation, BatchNorm), Pass()),
-        ((Sum, AvgPool), sums),
+        ((Sum, AvgPool), sums or PositivePart()),
         (Convolution, body),
         (Linear, dense or Epsilon()),
     ]

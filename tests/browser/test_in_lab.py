@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 NOTEBOOKS = (
-    *("08_explorer", "02_bottleneck", "04_lrp_rules"),
-    *("03_features_to_pixels", "05_relevance_iba"),
-    *("06_segmentation_evaluation", "07_can_we_trust_it"),
+    *("07_can_we_trust_it", "08_explorer", "06_segmentation_evaluation"),
+    *("05_relevance_iba", "03_features_to_pixels", "04_lrp_rules", "02_bottleneck"),
 )
+"""Those that take longest first: two browsers share them."""
 SCENES, PHOTOGRAPHS = "Bundled network", "EfficientNet-Lite0"
 """Networks of 08; the tests are of the bundled one."""
 NOTEBOOKS_FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -185,7 +185,10 @@ def harmless(text: str) -> bool:
     return any(words in text for words in ("404 (Not Found)", "favicon", "ERR_", "WebSocket"))
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS],
+)
 def notebook(request, browser, lab):
     """A notebook with all its cells run; whatever goes wrong in the browser fails the last test."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
