@@ -36,7 +36,7 @@ test: $(READY)  ## says how to run the tests that need a browser
 
 browser: $(READY)  ## JupyterLab in headless Chromium: every notebook run, every control moved
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS),browser]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -n $(WORKERS) --no-loadscope-reorder
 
 model: $(READY)  ## retrain the bundled network from nothing; resumes where it was stopped
 	$(BIN)/python -m tools.training

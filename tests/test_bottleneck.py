@@ -22,6 +22,7 @@ from riba.method.bottleneck import (
     measure,
     openness,
     restrict,
+    restricted_moments,
     smooth,
     to_bits,
 )
@@ -220,6 +221,10 @@ def test_restrict_mixes_and_masks():
     one = (lam[1] * r[1] + (1 - lam[1]) * (mean + std * noise[4])) * active
     assert z.shape == (2, 5, 3, 4, 4)
     torch.testing.assert_close(z[1, 4], one)
+    centre, spread = restricted_moments(r, lam, mean, std, active)
+    torch.testing.assert_close(z[1, 4], centre[1] + spread[1] * noise[4])
+    double = restrict(r.double(), lam.double(), noise, mean, std, active)  # statistics are float32
+    torch.testing.assert_close(double.float(), z)
 
 
 @pytest.mark.parametrize("size", [32, (24, 31), 8])
@@ -548,6 +553,8 @@ def test_works_inside_no_grad(trained):
         {"sigma": -0.5},
         {"initial_alpha": float("inf")},
         {"chunk": 0},
+        {"precision": "bf16"},
+        {"precision": torch.float64},
     ],
     ids=str,
 )

@@ -854,6 +854,53 @@ def test_squeeze_may_take_the_batch_of_one_away():
     start = torch.rand_like(run_until(model, "c", IMAGES))
     pixels = relevance.descend(model, "c", IMAGES, start)
     torch.testing.assert_close(pixels.sum(), start.sum(), rtol=1e-3, atol=0)
+    form = explicit(model, ["c"], IMAGES)
+    assert explicit(model, ["c"], IMAGES, form) is form
+
+
+class WritesFirst(Plus):
+    def body(self, x):
+        x.sub_(0.3)  # to what it was given
+        return super().body(x)
+
+
+class WritesFirstUntraced(WritesFirst):
+    def body(self, x):
+        return super().body(x if x.sum() > -torch.inf else -x)
+
+
+@pytest.mark.parametrize("kind", [WritesFirst, WritesFirstUntraced])
+@pytest.mark.filterwarnings("ignore:WritesFirst.* cannot be traced")
+def test_images_stay_as_they_are_where_the_network_writes_to_them(kind):
+    torch.manual_seed(0)
+    model, images = roughened(kind()), IMAGES.clone()
+    expected = model(images.clone())
+    known = None
+    for _ in range(2):
+        known = explicit(model, ["b"], images, known)
+        head, tail = known.parts
+        torch.testing.assert_close(tail(*head(images))[0], expected)
+        assert torch.equal(images, IMAGES)
+
+
+class ByTensordot(nn.Linear):
+    def forward(self, x):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.tensordot(x, self.weight.T, 1) + self.bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_what_autocast_rounds_is_rounded(dtype):
+    torch.manual_seed(0)
+    model = Plus()
+    model.head = ByTensordot(8, 5)
+    model, images = roughened(model).to(dtype), IMAGES.to(dtype)
+    stats = riba.FeatureStatistics.fit(model, "a", images, few=True)
+    full, half = (
+        InformationBottleneck(model, "a", stats, precision=precision)(images, [0, 1]).nats
+        for precision in (None, torch.bfloat16)
+    )
+    assert torch.corrcoef(torch.stack([full.flatten(), half.flatten()]))[0, 1] > 0.9
 
 
 class Expands(Block):

@@ -40,6 +40,9 @@ AUTO, KEPT = "auto", 0.9
 BETAS, HALVINGS = (0.1, 100.0), 7
 """Between which it is looked for, and how often the interval of its logarithm is halved."""
 
+HALVES = (None, torch.bfloat16, torch.float16)
+"""What passes through the layers above can be rounded to; None: not at all."""
+
 SETTLED = 0.05
 """Relative change of the total nats in the last update below which a map counts as settled."""
 
@@ -106,7 +109,7 @@ def restrict(
     """
     # the layers above run fastest on channels last
     last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
-    closed = last(active * torch.addcmul(mean, std, noise))
+    closed = last((active * torch.addcmul(mean, std, noise)).to(lambda_))
     copies = r if r.ndim > lambda_.ndim else last(r)[:, None]
     return torch.lerp(closed, copies.to(closed), last(active * lambda_)[:, None])
 
@@ -244,6 +247,7 @@ class Settings:
             ("sigma", _finite(self.sigma, 0), "0 or more"),
             ("initial_alpha", _finite(self.initial_alpha), "finite"),
             ("chunk", self.chunk is None or _whole(self.chunk), "1 or more"),
+            ("precision", self.precision in HALVES, "torch.bfloat16 or torch.float16"),
         ):
             if not fits:
                 raise ValueError(f"{name} must be {range_}, got {getattr(self, name)!r}")
@@ -529,8 +533,7 @@ class InformationBottleneck:
             for _ in range(self.settings.steps):
                 row, gradients = self._step(batch, alphas, next(draws), bar)
                 rows.append(row)
-                earlier = history if keep_steps else []
-                history = [*earlier, [alpha.clone() for alpha in alphas]]
+                history = [*(history if keep_steps else []), [alpha.clone() for alpha in alphas]]
                 for alpha, gradient in zip(alphas, gradients, strict=True):
                     alpha.grad = gradient
                 adam.step()
@@ -544,10 +547,11 @@ class InformationBottleneck:
 
         def run(part: slice) -> tuple[Tensor, ...]:
             features, *beside = head(images[part])
+            # contiguous, as the noise and the statistics are
             outputs, values = [features.contiguous()], (features, *beside)
             for piece in above:
                 values = piece(*values)
-                outputs.append(values[0].contiguous())  # as the noise and the statistics
+                outputs.append(values[0].contiguous())
             check_logits(outputs[-1], len(images[part]))
             return *outputs, *beside
 

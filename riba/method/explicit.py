@@ -416,12 +416,15 @@ def rounded(part: Part, precision: torch.dtype | None) -> Part:
     """A part for passes under autocast to ``precision``: its weights are in that type already.
 
     Autocast would convert them anew at every pass, as it keeps only those that take gradients.
+    Weights of PyTorch's own layers only: others may use theirs in what autocast leaves alone, as
+    it leaves float64.
     """
     if precision is None or not isinstance(part, nn.Module):
         return part
     part = frozen_copy(part, share=True)
     for module in part.modules():
-        if isinstance(module, (Convolution, Linear)):
+        own = isinstance(module, Linear) and type(module).__module__.startswith("torch.nn.")
+        if own and module.weight.dtype == torch.float32:
             module.to(precision)
     return part
 
@@ -461,7 +464,7 @@ def _hooked(model: nn.Module, layers: Sequence[str]) -> tuple[Part, ...]:
         }
         with lock, hooked(model, hooks):
             if place == len(layers):
-                return (model(images),)
+                return (model(images.clone()),)
             features = run_until(model, layers[place], images)
         wide = torch.promote_types(features.dtype, torch.float32)
         return (features.to(wide), images, *values)
@@ -522,7 +525,7 @@ class Explicit:
     @torch.no_grad()
     def _check(self, example: Tensor, logits: Tensor, features: dict[str, Tensor]) -> None:
         """The parts must give what the network gives, also of copies of what is between them."""
-        copies = 2 if features else 1  # a form that is known has met copies when it was made
+        copies = 2 if features else 1  # a known form passed with copies when it was made
         values: tuple[Tensor, ...] = (example,)
         for part, layer in zip(self.parts, (*self.layers, None), strict=True):
             values = part(*values)
@@ -538,9 +541,11 @@ class Explicit:
         The key does not tell of everything that a network may compute with, so one image is run.
         """
         if self._key == _key(model, layers, example):
-            with suppress(ValueError):
-                self._check(example, logits_of(model, example), {})
-                return True
+            for count in (1, 2):  # of one image, squeeze() would take the batch away
+                few = example.repeat(count, 1, 1, 1)
+                with suppress(ValueError):
+                    self._check(few, logits_of(model, few), {})
+                    return True
         return False
 
     def check(self, images: Tensor) -> None:
@@ -869,5 +874,4 @@ def explicit(
     with _building, full_precision(example.device):
         if known is not None and known.fits(model, layers, example):
             return known
-        # of one image, squeeze() would take the batch away
         return Explicit(model, layers, example.repeat(2, 1, 1, 1))

@@ -257,7 +257,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         The outputs look like probabilities: of a softmax, or of sigmoids.
     """
     with errors_in_words(images):
-        output = check_logits(model(images), len(images))
+        # a copy: the network's first step may write to what it is given
+        output = check_logits(model(images.clone()), len(images))
     if output.shape[1] < 2:
         raise ValueError(
             "the network has one output, which leaves no other class: wrap it in a module that "
@@ -424,7 +425,7 @@ def run_until(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     private = frozen_copy(model, share=True)
     try:
         with hooked(private, {layer: stop}), errors_in_words(images):
-            private(images)
+            private(images.clone())
     except _Stop as reached:
         return reached.args[0]
     raise ValueError(f"the forward pass never runs layer {layer!r}: choose another layer")

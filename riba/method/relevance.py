@@ -151,8 +151,7 @@ def stages(model: nn.Module) -> list[str]:
     dropout, which pass relevance on unchanged.
     """
     passing = (Activation, BatchNorm, nn.Dropout, nn.Identity, nn.Flatten)
-    steps = _steps(unwrapped(model))
-    return [name for name, module in steps if not isinstance(module, passing)]
+    return [name for name, x in _steps(unwrapped(model)) if not isinstance(x, passing)]
 
 
 def _steps(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -463,9 +462,8 @@ class Ledger:
     @classmethod
     def joined(cls, ledgers: Sequence[Ledger]) -> Ledger:
         """One ledger of the images of several."""
-        fields = ("before", "start", "end", "inactive")
-        columns = {name: torch.cat([getattr(x, name) for x in ledgers]) for name in fields}
-        return cls(ledgers[0].unit, **columns)
+        names = ("before", "start", "end", "inactive")
+        return cls(ledgers[0].unit, *(torch.cat([getattr(x, n) for x in ledgers]) for n in names))
 
     @property
     def lost(self) -> Tensor:

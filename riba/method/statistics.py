@@ -180,11 +180,10 @@ class FeatureStatistics:
         """Write a ``.safetensors`` file; a reader sees the old file or the new, never a part."""
         path = storage.place(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = self._tensors()
         facts = {name: getattr(self, name) for name in _FACTS}
-        metadata = {"facts": json.dumps(facts), "checksum": _checksum(tensors)}
+        metadata = {"facts": json.dumps(facts), "checksum": self.digest}
         with storage.whole(path) as part:
-            part.write_bytes(safetensors.torch.save(tensors, metadata))
+            part.write_bytes(safetensors.torch.save(self._tensors(), metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> FeatureStatistics:
@@ -206,9 +205,10 @@ class FeatureStatistics:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads(metadata["facts"])
             facts["size"] = facts["size"] and tuple(facts["size"])
-            if metadata["checksum"] != _checksum(tensors):
+            stats = cls(**tensors, **facts)
+            if metadata["checksum"] != stats.digest:
                 raise ValueError("its checksum is wrong")
-            return cls(**tensors, **facts)
+            return stats
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold sound feature statistics: {error}") from error
 
@@ -250,7 +250,7 @@ class FeatureStatistics:
     @property
     def digest(self) -> str:
         """Hash of the values: 16 hexadecimal digits."""
-        return _checksum(self._tensors())
+        return hash_of(x for _, x in sorted(self._tensors().items())).hexdigest()
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "std": self.std, "active": self.active}
@@ -319,10 +319,6 @@ def _features(model: nn.Module, layer: str, batch: Tensor) -> Tensor:
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(f"layer {layer!r} does not return maps (B×C×h×w): choose another layer")
     return features.cpu()
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    return hash_of(tensors[name] for name in sorted(tensors)).hexdigest()
 
 
 def _by(shape: Iterable[int], sign: str = "×") -> str:

@@ -1,9 +1,10 @@
-"""JupyterLab in a real browser: one server, one browser, a fresh copy of the notebooks."""
+"""JupyterLab in a real browser: of each worker one server, one browser, a copy of the notebooks."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,6 +44,18 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """All tests of a notebook go to one worker, which runs its cells once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByNotebook(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return re.search(r"\d\d_\w+", nodeid)[0]
+
+    return ByNotebook(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ NOTEBOOKS = (
     *("07_can_we_trust_it", "08_explorer", "06_segmentation_evaluation"),
     *("05_relevance_iba", "03_features_to_pixels", "04_lrp_rules", "02_bottleneck"),
 )
-"""Those that take longest first: two browsers share them."""
+"""Those that take longest first: workers share them (``conftest.py``)."""
 SCENES, PHOTOGRAPHS = "Bundled network", "EfficientNet-Lite0"
 """Networks of 08; the tests are of the bundled one."""
 NOTEBOOKS_FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -185,10 +185,7 @@ def harmless(text: str) -> bool:
     return any(words in text for words in ("404 (Not Found)", "favicon", "ERR_", "WebSocket"))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NOTEBOOKS],
-)
+@pytest.fixture(scope="module", params=NOTEBOOKS)
 def notebook(request, browser, lab):
     """A notebook with all its cells run; whatever goes wrong in the browser fails the last test."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
