@@ -31,7 +31,7 @@ figures: $(READY)  ## execute every notebook, rewrite figures/
 	$(BIN)/python notebooks/execute.py
 
 test: $(READY)  ## says how to run the tests that need a browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/browser -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	@echo "the panels were not driven in a browser: install Chromium, then \`make browser\`"
 
 browser: $(READY)  ## JupyterLab in headless Chromium: every notebook run, every control moved
