@@ -176,7 +176,7 @@ def stages_of(given: Case) -> dict[str, Callable[[], object]]:
     """From the published procedure to ours: each returns the nats of one image, but for
     :data:`BESIDE`."""
     layer = given.layer
-    first = given.model, given.layer, given.stats, given.image, given.target, given.noise
+    first = given.model, layer, given.stats, given.image, given.target, given.noise
     alone, pairs, half = ours(given), ours(given, **PAIRED), ours(given, precision=HALF)
     both = ours(given, **PAIRED, precision=HALF)
     images, targets = given.image.repeat(BATCH, 1, 1, 1), BATCH * [given.target]
@@ -350,9 +350,7 @@ def gpu() -> pd.DataFrame:
         stages = {"published": (1, lambda first=first: published(*first, frozen=False))}
         for count in (1, 8, 32):
             for precision, note in ((None, ""), (torch.bfloat16, ", bf16")):
-                bottle = riba.InformationBottleneck(
-                    given.model, given.layer, given.stats, **PAIRED, precision=precision
-                )
+                bottle = ours(given, **PAIRED, precision=precision)
                 batch = given.image.expand(count, -1, -1, -1).contiguous()
                 targets = [given.target] * count
                 stages[f"batch of {count}{note}"] = (
